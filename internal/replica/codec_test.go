@@ -1,0 +1,395 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var (
+	testProtection = UUID{0: 0x11, 15: 0x22}
+	testDomain     = UUID{0: 0xd0, 15: 0x0d}
+	testStamp      = Stamp{Generation: 7, Epoch: 42}
+)
+
+// samples holds one message of each type but Pages.
+func samples() []Message {
+	return []Message{
+		&Hello{VersionMin: 1, VersionMax: 3, Channel: DataChannel, Role: RolePrimary, Capabilities: 5, WantGeneration: 7,
+			Token: Token{1, 2, 3}, Domain: testDomain, DomainName: "web1", Host: "host-a", Software: "0.1"},
+		&Welcome{Version: 1, Channel: ControlChannel, State: BackupStandby, Token: Token{9}, HeartbeatPeriodNs: 1e8, SilenceLimitNs: 5e8,
+			LastCommitted: 41, Generation: 7, Host: "host-b", Software: "0.1"},
+		&Refuse{Code: CodeVersion, Reason: "why", Remedy: "what to do"},
+		&Setup{SourceXML: "<domain/>", Machine: "pc-q35-7.2", Blocks: []Block{{"pc.ram", 256 << 20}, {"pc.bios", 256 << 10}},
+			QEMUVersion: 7002022, LibVersion: 9000000, VCPUs: 2, Epochs: EpochConfig{5e6, 1e8, 2},
+			Arbiter: "file", ArbiterIdentity: "/srv/ft"},
+		&Ready{}, &Device{Blob: []byte("QEVM...")}, &EpochEnd{Pages: 3, Flags: EpochInitial, CapturedUnixNs: 1234567890},
+		&Ack{}, &Committed{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
+		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9},
+		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
+	}
+}
+
+func testHeader() Header {
+	return Header{Version: 1, Protection: testProtection, Stamp: testStamp}
+}
+
+// wire captures what a Conn sends.
+type wire struct {
+	net.Conn
+	bytes.Buffer
+}
+
+func (w *wire) Write(p []byte) (int, error) { return w.Buffer.Write(p) }
+func (w *wire) Read(p []byte) (int, error)  { return w.Buffer.Read(p) }
+func (w *wire) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
+
+func wireConn(ch Channel) (*Conn, *wire) {
+	w := new(wire)
+	return newConn(w, w, ch, testProtection), w
+}
+
+func samplePages() (runs []Run, data []byte) {
+	runs = []Run{{Block: 0, Pages: 1, Off: 0x3000}, {Block: 1, Flags: RunZero, Pages: 1 << 20, Off: 0x10000}}
+	return runs, bytes.Repeat([]byte{0xa5}, PageSize)
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".hex")
+	text := hexLines(got)
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(want) {
+		t.Errorf("%s: bytes on the wire have changed; peers of other releases would not understand them\ngot:\n%swant:\n%s", name, text, want)
+	}
+}
+
+func hexLines(b []byte) string {
+	var s strings.Builder
+	for len(b) > 0 {
+		n := min(16, len(b))
+		s.WriteString(hex.EncodeToString(b[:n]) + "\n")
+		b = b[n:]
+	}
+	return s.String()
+}
+
+func TestGoldenBytes(t *testing.T) {
+	seen := map[Type]bool{TypePages: true}
+	for _, m := range samples() {
+		seen[m.Type()] = true
+		b, err := AppendMessage(nil, testHeader(), m)
+		if err != nil {
+			t.Fatalf("%s: %v", m.Type(), err)
+		}
+		golden(t, m.Type().String(), b)
+		h, err := DecodeHeader(b)
+		if err != nil || h.Stamp != testStamp || h.Protection != testProtection {
+			t.Fatalf("%s: header %+v, %v", m.Type(), h, err)
+		}
+		back, err := DecodePayload(h.Type, b[HeaderBytes:])
+		if err != nil || !reflect.DeepEqual(back, m) {
+			t.Errorf("%s: decoded %+v, %v; want %+v", m.Type(), back, err, m)
+		}
+	}
+	for typ := Type(1); typ.Valid(); typ++ {
+		if !seen[typ] {
+			t.Errorf("no sample of %s", typ)
+		}
+	}
+	c, w := wireConn(DataChannel)
+	runs, data := samplePages()
+	if err := c.SendPages(t.Context(), testStamp, runs, [][]byte{data[:100], data[100:]}, nil); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "Pages", w.Bytes())
+}
+
+func TestHeaderRefusals(t *testing.T) {
+	good, err := AppendMessage(nil, testHeader(), &Ack{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resum := fixHeaderCRC // what an honest but wrong peer would send
+	for _, c := range []struct {
+		field  string
+		damage func(b []byte) []byte
+	}{
+		{"magic", func(b []byte) []byte { copy(b, "GET / HTTP/1.1"); return b }},
+		{"header CRC", func(b []byte) []byte { b[33] ^= 1; return b }},
+		{"version", func(b []byte) []byte { b[4] = 0; return resum(b) }},
+		{"type", func(b []byte) []byte { b[5] = 0; return resum(b) }},
+		{"type", func(b []byte) []byte { b[5] = byte(typeEnd); return resum(b) }},
+		{"flags", func(b []byte) []byte { b[6] = 1; return resum(b) }},
+		{"payload length", func(b []byte) []byte { b[11] = 1; return resum(b) }},
+		{"protection", func(b []byte) []byte { clear(b[16:32]); return resum(b) }},
+		{"reserved", func(b []byte) []byte { b[51] = 1; return resum(b) }},
+		{"header", func(b []byte) []byte { return b[:HeaderBytes-1] }},
+	} {
+		_, err := DecodeHeader(c.damage(bytes.Clone(good)))
+		var fe *FormatError
+		if !errors.As(err, &fe) || fe.Field != c.field || !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: got %v", c.field, err)
+		}
+	}
+	for b := range good { // every bit counts
+		bad := bytes.Clone(good)
+		bad[b] ^= 0x10
+		if _, err := DecodeHeader(bad); err == nil {
+			t.Errorf("a flipped bit at %d was not noticed", b)
+		}
+	}
+}
+
+func TestPayloadRefusals(t *testing.T) {
+	for _, m := range samples() {
+		b, _ := AppendMessage(nil, testHeader(), m)
+		payload := b[HeaderBytes:]
+		for n := range payload {
+			if _, err := DecodePayload(m.Type(), payload[:n]); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s cut to %d bytes: %v", m.Type(), n, err)
+			}
+		}
+		_, err := DecodePayload(m.Type(), append(bytes.Clone(payload), 0))
+		if grows := kindOf(m.Type()).growable; (err == nil) != grows {
+			t.Errorf("%s with a byte too many: %v", m.Type(), err)
+		}
+	}
+	for name, m := range map[string]Message{
+		"zero code":   &Refuse{},
+		"zero domain": &Hello{VersionMin: 1, VersionMax: 1, Channel: ControlChannel, Role: RolePrimary},
+		"long name":   &Setup{Machine: strings.Repeat("x", MaxNameBytes+1)},
+		"many blocks": &Setup{Blocks: make([]Block, MaxBlocks+1)},
+		"NUL":         &Setup{SourceXML: "a\x00b"},
+		"not UTF-8":   &Setup{SourceXML: "\xff"},
+		"long XML":    &Setup{SourceXML: strings.Repeat("x", MaxXMLBytes+1)},
+		"flags":       &EpochEnd{Flags: 4},
+		"zero seq":    &Heartbeat{},
+		"limit":       &Welcome{Version: 1, Channel: ControlChannel, State: BackupNone, HeartbeatPeriodNs: 2, SilenceLimitNs: 1},
+		"big blob":    &Device{Blob: make([]byte, MaxDeviceBytes+1)},
+		"pages":       &Pages{},
+	} {
+		if _, err := AppendMessage(nil, testHeader(), m); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s was encoded: %v", name, err)
+		}
+	}
+}
+
+func TestLongTextIsCut(t *testing.T) {
+	for _, text := range []string{strings.Repeat("x", 5000), strings.Repeat("é", 5000), "a\x00\xff", strings.Repeat("x", MaxTextBytes-1) + "é"} {
+		b, err := AppendMessage(nil, testHeader(), &Bye{Reason: text})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := DecodePayload(TypeBye, b[HeaderBytes:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.(*Bye).Reason; len(got) > MaxTextBytes || len(got) < min(len(text), MaxTextBytes-1) || strings.ContainsRune(got, 0xfffd) {
+			t.Errorf("%d bytes became %d", len(text), len(got))
+		}
+	}
+}
+
+func TestCountsCannotAllocate(t *testing.T) {
+	// A count within its limit but beyond the bytes that are there.
+	setup := append([]byte{0, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 4, 0)
+	pages := []byte{0, 1, 0, 0}
+	for typ, payload := range map[Type][]byte{TypeSetup: setup, TypePages: pages, TypeDevice: {4, 0, 0, 0}} {
+		allocs := testing.AllocsPerRun(10, func() {
+			if _, err := DecodePayload(typ, payload); !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s: %v", typ, err)
+			}
+		})
+		if allocs > 12 {
+			t.Errorf("%s: %v allocations for a refused count", typ, allocs)
+		}
+	}
+}
+
+// genMessage draws a valid message of any type but Pages.
+func genMessage(t *rapid.T) Message {
+	name := rapid.StringMatching(`[a-zé☃]{0,60}`)
+	text := rapid.StringMatching(`[ -~é☃]{0,200}`)
+	u64, i64 := rapid.Uint64(), rapid.Int64Min(0)
+	switch typ := rapid.SampledFrom(samples()).Draw(t, "type").(type) {
+	case *Hello:
+		return &Hello{1, rapid.Uint8Min(1).Draw(t, "max"), Channel(rapid.IntRange(1, 2).Draw(t, "ch")), Role(rapid.IntRange(1, 2).Draw(t, "role")),
+			Capabilities(u64.Draw(t, "caps")), u64.Draw(t, "want"), Token{byte(rapid.Uint8().Draw(t, "tok"))}, testDomain,
+			name.Draw(t, "dom"), name.Draw(t, "host"), name.Draw(t, "soft")}
+	case *Welcome:
+		p := rapid.Int64Range(1, 1e12).Draw(t, "period")
+		return &Welcome{rapid.Uint8Min(1).Draw(t, "v"), ControlChannel, BackupState(rapid.IntRange(1, 3).Draw(t, "state")), 0, Token{},
+			p, p + 1, u64.Draw(t, "last"), u64.Draw(t, "gen"), name.Draw(t, "host"), name.Draw(t, "soft")}
+	case *Refuse:
+		return &Refuse{Code(rapid.Uint16Min(1).Draw(t, "code")), text.Draw(t, "reason"), text.Draw(t, "remedy")}
+	case *Setup:
+		var blocks []Block
+		for range rapid.IntRange(0, 20).Draw(t, "blocks") {
+			blocks = append(blocks, Block{"b" + name.Draw(t, "block"), u64.Draw(t, "used")})
+		}
+		return &Setup{text.Draw(t, "xml"), text.Draw(t, "live"), name.Draw(t, "machine"), blocks, 7, 9, rapid.Uint32().Draw(t, "cpus"),
+			EpochConfig{i64.Draw(t, "min"), i64.Draw(t, "idle"), rapid.Uint32().Draw(t, "flight")}, name.Draw(t, "arbiter"), name.Draw(t, "identity")}
+	case *Device:
+		return &Device{rapid.SliceOf(rapid.Byte()).Draw(t, "blob")}
+	case *EpochEnd:
+		return &EpochEnd{u64.Draw(t, "pages"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at")}
+	case *Rehearsed:
+		return &Rehearsed{rapid.Bool().Draw(t, "ok"), text.Draw(t, "reason")}
+	case *Heartbeat:
+		return &Heartbeat{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "ns")}
+	case *HeartbeatAck:
+		return &HeartbeatAck{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "ns")}
+	case *GuestDead:
+		return &GuestDead{text.Draw(t, "reason")}
+	case *StandDown:
+		return &StandDown{text.Draw(t, "reason")}
+	case *Bye:
+		return &Bye{text.Draw(t, "reason")}
+	case *Error:
+		return &Error{Code(rapid.Uint16Min(1).Draw(t, "code")), text.Draw(t, "text")}
+	default:
+		return typ
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		want := genMessage(t)
+		ch := kindOf(want.Type()).channel
+		if ch == onBoth {
+			ch = DataChannel
+		}
+		c, _ := wireConn(ch)
+		st := Stamp{rapid.Uint64().Draw(t, "generation"), rapid.Uint64().Draw(t, "epoch")}
+		switch want.Type() {
+		case TypeHello:
+			c.phase = expectHello
+		case TypeWelcome, TypeRefuse:
+			c.phase = expectAnswer
+		}
+		if err := c.Send(context.Background(), st, want); err != nil {
+			t.Fatal(err)
+		}
+		f, err := c.Recv(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Stamp != st || !reflect.DeepEqual(f.Msg, want) {
+			t.Fatalf("got %+v %+v, want %+v %+v", f.Stamp, f.Msg, st, want)
+		}
+	})
+}
+
+// FuzzDecodePayload: whatever is accepted encodes to the same bytes again
+// (growable types: decodes to the same message again).
+func FuzzDecodePayload(f *testing.F) {
+	for _, m := range samples() {
+		b, _ := AppendMessage(nil, testHeader(), m)
+		f.Add(byte(m.Type()), b[HeaderBytes:])
+	}
+	runs, _ := samplePages()
+	b, _ := encodePayload(nil, &Pages{Runs: runs})
+	f.Add(byte(TypePages), b)
+	f.Fuzz(func(t *testing.T, typ byte, payload []byte) {
+		m, err := DecodePayload(Type(typ), payload)
+		if err != nil {
+			if !errors.Is(err, ErrMalformed) {
+				t.Fatalf("untyped error %v", err)
+			}
+			return
+		}
+		again, err := encodePayload(nil, m)
+		if err != nil {
+			t.Fatalf("decoded %+v does not encode: %v", m, err)
+		}
+		if kindOf(Type(typ)).growable {
+			if !bytes.HasPrefix(payload, again) {
+				t.Fatalf("%x became %x", payload, again)
+			}
+		} else if !bytes.Equal(again, payload) {
+			t.Fatalf("%x became %x", payload, again)
+		}
+	})
+}
+
+// FuzzHeader: an accepted header encodes to the same bytes.
+func FuzzHeader(f *testing.F) {
+	b, _ := AppendMessage(nil, testHeader(), &Ack{})
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= HeaderBytes {
+			b = fixHeaderCRC(bytes.Clone(b))
+		}
+		h, err := DecodeHeader(b)
+		if err == nil && !bytes.Equal(h.append(nil), b[:HeaderBytes]) {
+			t.Fatalf("%x became %x", b[:HeaderBytes], h.append(nil))
+		}
+	})
+}
+
+// FuzzStream feeds a whole stream to both kinds of connection. The checksums of
+// the first header are put right, or the fuzzer would never get past them.
+func FuzzStream(f *testing.F) {
+	var all []byte
+	for _, m := range samples() {
+		b, _ := AppendMessage(nil, testHeader(), m)
+		f.Add(false, b)
+		f.Add(true, b)
+		all = append(all, b...)
+	}
+	c, w := wireConn(DataChannel)
+	runs, data := samplePages()
+	_ = c.SendPages(context.Background(), testStamp, runs, [][]byte{data}, nil)
+	f.Add(true, bytes.Clone(w.Bytes()))
+	f.Add(false, all)
+	f.Fuzz(func(t *testing.T, onData bool, stream []byte) {
+		ch := ControlChannel
+		if onData {
+			ch = DataChannel
+		}
+		if len(stream) >= HeaderBytes {
+			stream = fixPayloadCRC(bytes.Clone(stream))
+		}
+		c, w := wireConn(ch)
+		c.protection = UUID{}
+		w.Buffer.Write(stream)
+		for {
+			var given []byte
+			_, err := c.RecvPages(context.Background(), func(n int) []byte {
+				if n <= 0 || n > MaxPageData {
+					t.Fatalf("asked for %d bytes", n)
+				}
+				given = make([]byte, n)
+				return given
+			})
+			if err != nil {
+				var ce *ConnError
+				if !errors.As(err, &ce) || ce.Kind == nil {
+					t.Fatalf("unclassified %v", err)
+				}
+				return
+			}
+		}
+	})
+}

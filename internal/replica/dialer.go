@@ -1,0 +1,118 @@
+package replica
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"time"
+)
+
+// Dialer opens sessions. Its zero value dials with DefaultTransport.
+type Dialer struct {
+	Transport        Transport
+	HandshakeTimeout time.Duration // for the whole of Dial; 0: DefaultHandshakeTimeout
+	UserTimeout      time.Duration // TCP_USER_TIMEOUT; 0: DefaultUserTimeout
+}
+
+// Dial opens both connections of protection to addr (host:port). generation is
+// the sender's own, for the headers; versions, channel and token of hello are
+// filled in. Errors are *RefusedError, or *ConnError: a host that answers but
+// has no daemon is ErrPeerClosed, one that does not answer ErrPeerSilent; its
+// cause may be a *TransportError that names a file and a remedy.
+func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generation uint64, hello Hello) (*Session, error) {
+	timeout := d.HandshakeTimeout
+	if timeout <= 0 {
+		timeout = DefaultHandshakeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if protection == (UUID{}) {
+		return nil, &ConnError{Op: "dial", Peer: addr, Err: fmt.Errorf("the zero protection id is invalid")}
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+	}
+	cfg, err := d.Transport.clientConfig(host)
+	if err != nil {
+		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+	}
+	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
+	hello.Channel, hello.Token = ControlChannel, Token{}
+	st := Stamp{Generation: generation}
+
+	control, f, err := d.greet(ctx, addr, cfg, protection, st, &hello)
+	if err != nil {
+		return nil, err
+	}
+	welcome := f.Msg.(*Welcome)
+	second := hello
+	second.Channel, second.Token = DataChannel, welcome.Token
+	data, g, err := d.greet(ctx, addr, cfg, protection, st, &second)
+	if err != nil {
+		_ = control.Close()
+		return nil, err
+	}
+	s := &Session{Control: control, Data: data, Version: welcome.Version, Hello: &hello, Welcome: welcome, PeerGeneration: f.Generation}
+	if v := g.Msg.(*Welcome).Version; v != welcome.Version {
+		_ = s.Close()
+		return nil, &ConnError{Op: "handshake", Peer: addr, Kind: ErrMalformed, Err: fmt.Errorf("version %d on the data connection, %d on the control connection", v, welcome.Version)}
+	}
+	control.version, data.version = s.Version, s.Version
+	return s, nil
+}
+
+// greet opens one connection and exchanges hello for a Welcome.
+func (d *Dialer) greet(ctx context.Context, addr string, cfg *tls.Config, protection UUID, st Stamp, hello *Hello) (*Conn, Frame, error) {
+	raw, err := tcpDialer().DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, Frame{}, connError("dial", addr, err)
+	}
+	c, f, err := d.greetOver(ctx, raw, cfg, protection, st, hello)
+	if err != nil {
+		_ = raw.Close()
+		if _, refused := err.(*RefusedError); refused {
+			return nil, Frame{}, err
+		}
+		return nil, Frame{}, connError("handshake", addr, err)
+	}
+	return c, f, nil
+}
+
+func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, protection UUID, st Stamp, hello *Hello) (*Conn, Frame, error) {
+	userTimeout := d.UserTimeout
+	if userTimeout <= 0 {
+		userTimeout = DefaultUserTimeout
+	}
+	if err := tune(raw.(*net.TCPConn), userTimeout); err != nil {
+		return nil, Frame{}, err
+	}
+	stream, err := secure(ctx, raw, cfg, false)
+	if err != nil {
+		return nil, Frame{}, err
+	}
+	c := newConn(raw, stream, hello.Channel, protection)
+	c.phase = expectAnswer
+	if err := c.Send(ctx, st, hello); err != nil {
+		return nil, Frame{}, err
+	}
+	f, err := c.Recv(ctx)
+	if err != nil {
+		return nil, Frame{}, err
+	}
+	if r, ok := f.Msg.(*Refuse); ok {
+		return nil, Frame{}, &RefusedError{Refuse: *r, Generation: f.Generation}
+	}
+	c.phase = established
+	w := f.Msg.(*Welcome) // the phase allows nothing else
+	switch {
+	case w.Channel != hello.Channel:
+		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "channel", Offset: 1, Reason: "is not the one asked for"}
+	case w.Version < VersionMin || w.Version > VersionMax:
+		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "version", Reason: "was not offered"}
+	case hello.Channel == ControlChannel && w.Token == Token{}:
+		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "token", Offset: 11, Reason: "zero is invalid"}
+	}
+	return c, f, nil
+}

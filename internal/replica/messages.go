@@ -1,0 +1,320 @@
+package replica
+
+import "fmt"
+
+// Message is one of the message structs of this package.
+type Message interface {
+	Type() Type
+	fields(*codec) // lists the fields in wire order, in either direction
+}
+
+// Token pairs the data connection with its control connection. It is random,
+// works once, and is worth as much as the connection it travelled on.
+type Token [32]byte
+
+// Role is what a daemon is in a protection. Zero is invalid.
+type Role uint8
+
+// The roles.
+const (
+	RolePrimary Role = 1
+	RoleBackup  Role = 2
+)
+
+// Capabilities are optional abilities, as bits; both sides use the common ones.
+// None are defined in version 1.
+type Capabilities uint64
+
+// Hello is the first message on either connection. The dialer fills in
+// versions, channel and token by itself.
+type Hello struct {
+	VersionMin, VersionMax uint8
+	Channel                Channel
+	Role                   Role // of the sender
+	Capabilities           Capabilities
+	WantGeneration         uint64 // the generation the sender wants to run the protection in
+	Token                  Token  // zero on the control connection
+	Domain                 UUID
+	DomainName             string
+	Host                   string
+	Software               string // version of the daemon, for people
+}
+
+func (*Hello) Type() Type { return TypeHello }
+
+func (m *Hello) fields(c *codec) {
+	c.u8("versionMin", &m.VersionMin)
+	c.u8("versionMax", &m.VersionMax)
+	c.check(m.VersionMin > 0 && m.VersionMax >= m.VersionMin, "versionMax", "versions are zero or reversed")
+	c.u8("channel", (*uint8)(&m.Channel))
+	c.check(m.Channel == ControlChannel || m.Channel == DataChannel, "channel", "is neither control nor data")
+	c.u8("role", (*uint8)(&m.Role))
+	c.check(m.Role == RolePrimary || m.Role == RoleBackup, "role", "is neither primary nor backup")
+	c.u64("capabilities", (*uint64)(&m.Capabilities))
+	c.u64("wantGeneration", &m.WantGeneration)
+	c.fixed("token", m.Token[:])
+	c.fixed("domain", m.Domain[:])
+	c.check(m.Domain != UUID{}, "domain", "zero is invalid")
+	c.str("domainName", &m.DomainName, MaxNameBytes)
+	c.str("host", &m.Host, MaxNameBytes)
+	c.str("software", &m.Software, MaxNameBytes)
+}
+
+// BackupState is what the listener has of the protection. Zero is invalid.
+type BackupState uint8
+
+// The backup states.
+const (
+	BackupNone    BackupState = 1 // nothing: Setup and an initial sync are needed
+	BackupStandby BackupState = 2 // a standby, with LastCommitted complete
+	BackupActive  BackupState = 3 // the guest runs there
+)
+
+// Welcome answers a Hello. Version, Token and Channel are filled in by the Listener.
+type Welcome struct {
+	Version           uint8 // chosen for the session
+	Channel           Channel
+	State             BackupState
+	Capabilities      Capabilities
+	Token             Token  // to be presented on the data connection; zero there
+	HeartbeatPeriodNs int64  // both sides send one each period
+	SilenceLimitNs    int64  // both sides give up after it; the lease of docs/PROTOCOL.md
+	LastCommitted     uint64 // epoch
+	Generation        uint64 // of the listener
+	Host, Software    string
+}
+
+func (*Welcome) Type() Type { return TypeWelcome }
+
+func (m *Welcome) fields(c *codec) {
+	c.u8("version", &m.Version)
+	c.check(m.Version > 0, "version", "zero is invalid")
+	c.u8("channel", (*uint8)(&m.Channel))
+	c.check(m.Channel == ControlChannel || m.Channel == DataChannel, "channel", "is neither control nor data")
+	c.u8("state", (*uint8)(&m.State))
+	c.check(m.State >= BackupNone && m.State <= BackupActive, "state", "is unknown")
+	c.u64("capabilities", (*uint64)(&m.Capabilities))
+	c.fixed("token", m.Token[:])
+	c.i64("heartbeatPeriodNs", &m.HeartbeatPeriodNs)
+	c.i64("silenceLimitNs", &m.SilenceLimitNs)
+	c.check(m.HeartbeatPeriodNs > 0 && m.SilenceLimitNs > m.HeartbeatPeriodNs, "silenceLimitNs", "is not above the heartbeat period, or that is not positive")
+	c.u64("lastCommitted", &m.LastCommitted)
+	c.u64("generation", &m.Generation)
+	c.str("host", &m.Host, MaxNameBytes)
+	c.str("software", &m.Software, MaxNameBytes)
+}
+
+// Code classifies a Refuse or an Error for programs. Zero is invalid.
+type Code uint16
+
+// The codes. Unknown ones are accepted and shown as numbers.
+const (
+	CodeVersion    Code = 1 // no common protocol version
+	CodeGeneration Code = 2 // the peer's generation is over
+	CodeToken      Code = 3 // unknown or used token
+	CodeBusy       Code = 4 // try again later
+	CodePolicy     Code = 5 // this host does not want this protection
+	CodeSetup      Code = 6 // the standby cannot be made
+	CodeProtocol   Code = 7 // the peer broke the protocol
+	CodeInternal   Code = 8
+)
+
+func (c Code) String() string {
+	names := [...]string{"", "version", "generation", "token", "busy", "policy", "setup", "protocol", "internal"}
+	if c == 0 || int(c) >= len(names) {
+		return fmt.Sprintf("code %d", uint16(c))
+	}
+	return names[c]
+}
+
+// Refuse answers a Hello; the connection is closed after it.
+type Refuse struct {
+	Code   Code
+	Reason string // what and why, for people
+	Remedy string // what to do, for people
+}
+
+func (*Refuse) Type() Type { return TypeRefuse }
+
+func (m *Refuse) fields(c *codec) {
+	c.u16("code", (*uint16)(&m.Code))
+	c.check(m.Code != 0, "code", "zero is invalid")
+	c.text("reason", &m.Reason)
+	c.text("remedy", &m.Remedy)
+}
+
+// Block is a RAM block of the source; runs refer to it by its index in Setup.
+type Block struct {
+	Name      string
+	UsedBytes uint64
+}
+
+// EpochConfig is the pacing the primary intends.
+type EpochConfig struct {
+	MinNs, IdleNs int64  // shortest and idle epoch
+	InFlightMax   uint32 // epochs sent and not acknowledged
+}
+
+// Setup tells the backup what to prepare a standby for.
+type Setup struct {
+	SourceXML               string // the source's migratable XML
+	LiveXML                 string // its live XML, for the CPU as the guest sees it
+	Machine                 string // canonical machine type
+	Blocks                  []Block
+	QEMUVersion, LibVersion uint32 // major*1,000,000 + minor*1,000 + release, as libvirt counts
+	VCPUs                   uint32
+	Epochs                  EpochConfig
+	// Arbiter is the kind of arbiter both sides must ask, and ArbiterIdentity
+	// what tells two of a kind apart.
+	Arbiter, ArbiterIdentity string
+}
+
+func (*Setup) Type() Type { return TypeSetup }
+
+func (m *Setup) fields(c *codec) {
+	c.str("sourceXML", &m.SourceXML, MaxXMLBytes)
+	c.str("liveXML", &m.LiveXML, MaxXMLBytes)
+	c.str("machine", &m.Machine, MaxNameBytes)
+	n := c.count("blocks", len(m.Blocks), MaxBlocks, 12)
+	if !c.encoding && n > 0 {
+		m.Blocks = make([]Block, n)
+	}
+	for i := range n {
+		b := &m.Blocks[i]
+		c.str("block name", &b.Name, MaxNameBytes)
+		c.check(b.Name != "", "block name", "is empty")
+		c.u64("block used", &b.UsedBytes)
+	}
+	c.u32("qemuVersion", &m.QEMUVersion)
+	c.u32("libvirtVersion", &m.LibVersion)
+	c.u32("vcpus", &m.VCPUs)
+	c.i64("epochMinNs", &m.Epochs.MinNs)
+	c.i64("epochIdleNs", &m.Epochs.IdleNs)
+	c.u32("inFlightMax", &m.Epochs.InFlightMax)
+	c.check(m.Epochs.MinNs >= 0 && m.Epochs.IdleNs >= 0, "epochMinNs", "is negative")
+	c.str("arbiter", &m.Arbiter, MaxNameBytes)
+	c.str("arbiterIdentity", &m.ArbiterIdentity, MaxNameBytes)
+}
+
+// Ready says that the standby exists and that pages may come.
+type Ready struct{}
+
+// Device is the device state of a checkpoint: the blob of xen-save-devices-state.
+type Device struct{ Blob []byte }
+
+// EpochFlags describe an epoch.
+type EpochFlags uint32
+
+// The flags of an epoch. Others are refused.
+const (
+	EpochInitial EpochFlags = 1 << 0 // the first, which holds all memory
+	EpochFinal   EpochFlags = 1 << 1 // the last: the guest was shut down
+)
+
+// EpochEnd ends the stream of an epoch, after its Pages and its Device.
+type EpochEnd struct {
+	Pages          uint64 // pages in the runs of the epoch's Pages, zero runs included
+	Flags          EpochFlags
+	CapturedUnixNs int64 // wall clock of the primary; for people, never for logic
+}
+
+// Ack says that the backup has staged the header's epoch completely: its
+// outputs may be released.
+type Ack struct{}
+
+// Committed says that the backup has applied the header's epoch.
+type Committed struct{}
+
+// Rehearsed tells whether the first checkpoint loaded into a scratch QEMU.
+type Rehearsed struct {
+	OK     bool
+	Reason string // why not
+}
+
+// Released says that the outputs of the header's epoch and all before have been performed.
+type Released struct{}
+
+// Heartbeat is sent by both sides each period.
+type Heartbeat struct {
+	Seq    uint64 // from 1
+	SentNs int64  // sender's clock, from an origin of its own
+}
+
+// HeartbeatAck returns a heartbeat's fields.
+type HeartbeatAck struct {
+	Seq      uint64
+	EchoedNs int64
+}
+
+// GuestDead says that QEMU died on the primary and that its outputs are closed.
+type GuestDead struct{ Reason string }
+
+// StandDown ends a protection in order, without failover.
+type StandDown struct{ Reason string }
+
+// Activated says that the guest runs at the sender, in the header's generation.
+type Activated struct{}
+
+// Bye ends a session, not the protection; the sender closes after it.
+type Bye struct{ Reason string }
+
+// Error reports a failure; the sender closes after it.
+type Error struct {
+	Code Code
+	Text string
+}
+
+func (*Ready) Type() Type        { return TypeReady }
+func (*Device) Type() Type       { return TypeDevice }
+func (*EpochEnd) Type() Type     { return TypeEpochEnd }
+func (*Ack) Type() Type          { return TypeAck }
+func (*Committed) Type() Type    { return TypeCommitted }
+func (*Rehearsed) Type() Type    { return TypeRehearsed }
+func (*Released) Type() Type     { return TypeReleased }
+func (*Heartbeat) Type() Type    { return TypeHeartbeat }
+func (*HeartbeatAck) Type() Type { return TypeHeartbeatAck }
+func (*GuestDead) Type() Type    { return TypeGuestDead }
+func (*StandDown) Type() Type    { return TypeStandDown }
+func (*Activated) Type() Type    { return TypeActivated }
+func (*Bye) Type() Type          { return TypeBye }
+func (*Error) Type() Type        { return TypeError }
+
+func (*Ready) fields(*codec)         {}
+func (*Ack) fields(*codec)           {}
+func (*Committed) fields(*codec)     {}
+func (*Released) fields(*codec)      {}
+func (*Activated) fields(*codec)     {}
+func (m *Device) fields(c *codec)    { c.bytes("blob", &m.Blob, MaxDeviceBytes) }
+func (m *GuestDead) fields(c *codec) { c.text("reason", &m.Reason) }
+func (m *StandDown) fields(c *codec) { c.text("reason", &m.Reason) }
+func (m *Bye) fields(c *codec)       { c.text("reason", &m.Reason) }
+
+func (m *EpochEnd) fields(c *codec) {
+	c.u64("pages", &m.Pages)
+	c.u32("flags", (*uint32)(&m.Flags))
+	c.check(m.Flags&^(EpochInitial|EpochFinal) == 0, "flags", "has unknown bits")
+	c.i64("capturedUnixNs", &m.CapturedUnixNs)
+}
+
+func (m *Rehearsed) fields(c *codec) {
+	c.boolean("ok", &m.OK)
+	c.text("reason", &m.Reason)
+}
+
+func (m *Heartbeat) fields(c *codec) {
+	c.u64("seq", &m.Seq)
+	c.check(m.Seq > 0, "seq", "zero is invalid")
+	c.i64("sentNs", &m.SentNs)
+}
+
+func (m *HeartbeatAck) fields(c *codec) {
+	c.u64("seq", &m.Seq)
+	c.check(m.Seq > 0, "seq", "zero is invalid")
+	c.i64("echoedNs", &m.EchoedNs)
+}
+
+func (m *Error) fields(c *codec) {
+	c.u16("code", (*uint16)(&m.Code))
+	c.check(m.Code != 0, "code", "zero is invalid")
+	c.text("text", &m.Text)
+}

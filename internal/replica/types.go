@@ -1,0 +1,133 @@
+package replica
+
+import "fmt"
+
+// Type is the type of a message. Zero is invalid. Numbers are never reused.
+type Type uint8
+
+// The message types, in the order in which they appear in a session.
+const (
+	TypeHello Type = iota + 1
+	TypeWelcome
+	TypeRefuse
+	TypeSetup
+	TypeReady
+	TypePages
+	TypeDevice
+	TypeEpochEnd
+	TypeAck
+	TypeCommitted
+	TypeRehearsed
+	TypeReleased
+	TypeHeartbeat
+	TypeHeartbeatAck
+	TypeGuestDead
+	TypeStandDown
+	TypeActivated
+	TypeBye
+	TypeError
+	typeEnd
+)
+
+// Channel tells the two connections of a protection apart. Zero is invalid.
+type Channel uint8
+
+// The connections. A third value, onBoth, is used only in the table of types.
+const (
+	ControlChannel Channel = 1
+	DataChannel    Channel = 2
+	onBoth         Channel = ControlChannel | DataChannel
+)
+
+func (c Channel) String() string {
+	switch c {
+	case ControlChannel:
+		return "control"
+	case DataChannel:
+		return "data"
+	}
+	return fmt.Sprintf("channel %d", uint8(c))
+}
+
+// Bounds of what a message may hold. All are checked before allocating, and by
+// senders as well as receivers.
+const (
+	MaxNameBytes   = 255
+	MaxTextBytes   = 1024 // reasons and remedies; longer ones are cut by the sender
+	MaxXMLBytes    = 512 << 10
+	MaxBlocks      = 1024
+	MaxRuns        = 65536
+	MaxPageData    = 4 << 20  // page bytes in one Pages
+	MaxDeviceBytes = 64 << 20 // device state of one checkpoint
+	PageSize       = 4096
+
+	maxSmallPayload = 4 << 10
+	runBytes        = 16
+	maxPagesPayload = 4 + MaxRuns*runBytes + MaxPageData
+)
+
+// kind is what is fixed about a type.
+type kind struct {
+	name     string
+	max      uint32  // payload bytes
+	channel  Channel // where it may appear
+	growable bool    // later versions may append fields: trailing bytes are ignored
+	message  func() Message
+}
+
+func kindOf(t Type) kind {
+	switch t {
+	case TypeHello:
+		return kind{"Hello", maxSmallPayload, onBoth, true, func() Message { return new(Hello) }}
+	case TypeWelcome:
+		return kind{"Welcome", maxSmallPayload, onBoth, true, func() Message { return new(Welcome) }}
+	case TypeRefuse:
+		return kind{"Refuse", maxSmallPayload, onBoth, true, func() Message { return new(Refuse) }}
+	case TypeSetup:
+		return kind{"Setup", 2 << 20, ControlChannel, false, func() Message { return new(Setup) }}
+	case TypeReady:
+		return kind{"Ready", 0, ControlChannel, false, func() Message { return new(Ready) }}
+	case TypePages:
+		return kind{"Pages", maxPagesPayload, DataChannel, false, func() Message { return new(Pages) }}
+	case TypeDevice:
+		return kind{"Device", 4 + MaxDeviceBytes, DataChannel, false, func() Message { return new(Device) }}
+	case TypeEpochEnd:
+		return kind{"EpochEnd", 20, DataChannel, false, func() Message { return new(EpochEnd) }}
+	case TypeAck:
+		return kind{"Ack", 0, ControlChannel, false, func() Message { return new(Ack) }}
+	case TypeCommitted:
+		return kind{"Committed", 0, ControlChannel, false, func() Message { return new(Committed) }}
+	case TypeRehearsed:
+		return kind{"Rehearsed", maxSmallPayload, ControlChannel, false, func() Message { return new(Rehearsed) }}
+	case TypeReleased:
+		return kind{"Released", 0, ControlChannel, false, func() Message { return new(Released) }}
+	case TypeHeartbeat:
+		return kind{"Heartbeat", 16, ControlChannel, false, func() Message { return new(Heartbeat) }}
+	case TypeHeartbeatAck:
+		return kind{"HeartbeatAck", 16, ControlChannel, false, func() Message { return new(HeartbeatAck) }}
+	case TypeGuestDead:
+		return kind{"GuestDead", maxSmallPayload, ControlChannel, false, func() Message { return new(GuestDead) }}
+	case TypeStandDown:
+		return kind{"StandDown", maxSmallPayload, ControlChannel, false, func() Message { return new(StandDown) }}
+	case TypeActivated:
+		return kind{"Activated", 0, ControlChannel, false, func() Message { return new(Activated) }}
+	case TypeBye:
+		return kind{"Bye", maxSmallPayload, ControlChannel, false, func() Message { return new(Bye) }}
+	case TypeError:
+		return kind{"Error", maxSmallPayload, onBoth, false, func() Message { return new(Error) }}
+	}
+	return kind{}
+}
+
+// Valid reports whether t is a known type.
+func (t Type) Valid() bool { return t > 0 && t < typeEnd }
+
+// MaxPayload returns the largest payload of a message of type t, in bytes.
+func (t Type) MaxPayload() uint32 { return kindOf(t).max }
+
+func (t Type) String() string {
+	if !t.Valid() {
+		return fmt.Sprintf("type %d", uint8(t))
+	}
+	return kindOf(t).name
+}
