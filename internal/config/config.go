@@ -1,0 +1,243 @@
+// Package config reads the daemon's configuration: one TOML file in which every
+// key is optional. A key that is not known, or a value that makes no sense, is
+// an error which names its line, so that a typing mistake is never a silently
+// used default.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// DefaultPath is where the daemon looks for its configuration.
+const DefaultPath = "/etc/virt-ft/virt-ft.toml"
+
+// DefaultPort is the TCP port of a daemon: not assigned to anybody by IANA.
+const DefaultPort = "7879"
+
+const maxFileBytes = 1 << 20
+
+// Transport modes.
+const (
+	TransportTLS   = "tls"
+	TransportPlain = "plain"
+)
+
+// Arbiter kinds. The empty kind asks for a choice with each `protect`.
+const (
+	ArbiterFile   = "file"
+	ArbiterManual = "manual"
+)
+
+// Config is the configuration of one host's daemon. Durations are written as
+// strings such as "25ms".
+type Config struct {
+	Host       string            `toml:"host"`        // this host's name among its peers
+	Listen     string            `toml:"listen"`      // address:port for other daemons
+	LibvirtURI string            `toml:"libvirt_uri"` // the local libvirt
+	StateDir   string            `toml:"state_dir"`   // what must survive a reboot
+	RunDir     string            `toml:"run_dir"`     // what must not
+	Control    Control           `toml:"control"`
+	Transport  Transport         `toml:"transport"`
+	Epoch      Epoch             `toml:"epoch"`
+	Heartbeat  Heartbeat         `toml:"heartbeat"`
+	Arbiter    Arbiter           `toml:"arbiter"`
+	Log        Log               `toml:"log"`
+	Peers      map[string]string `toml:"peers"` // name -> address, port optional
+}
+
+// Control is the socket that `virt-ft` commands talk to.
+type Control struct {
+	Socket string `toml:"socket"` // empty: control.sock in RunDir
+	Group  string `toml:"group"`  // members may command the daemon; empty: root only
+}
+
+// Transport is how daemons talk to each other.
+type Transport struct {
+	Mode       string `toml:"mode"` // TransportTLS or TransportPlain
+	CA         string `toml:"ca"`
+	ServerCert string `toml:"server_cert"`
+	ServerKey  string `toml:"server_key"`
+	ClientCert string `toml:"client_cert"`
+	ClientKey  string `toml:"client_key"`
+}
+
+// Epoch bounds how often and for how long a guest is paused.
+type Epoch struct {
+	Interval      time.Duration `toml:"interval"`        // between two checkpoints when nothing asks for one earlier
+	Min           time.Duration `toml:"min"`             // never two checkpoints closer than this
+	Max           time.Duration `toml:"max"`             // longest interval that `protect --epoch` may ask for
+	PauseMax      time.Duration `toml:"pause_max"`       // a checkpoint that takes longer is given up and the guest resumed
+	PauseShareMax float64       `toml:"pause_share_max"` // of the guest's time, 0 to 1
+	InFlight      int           `toml:"in_flight"`       // epochs on their way to the backup at once
+}
+
+// Heartbeat decides when a peer counts as lost.
+type Heartbeat struct {
+	Period time.Duration `toml:"period"`
+	Limit  time.Duration `toml:"limit"` // without an answer for this long
+}
+
+// Arbiter says who decides which host may run a domain alone.
+type Arbiter struct {
+	Kind string `toml:"kind"` // "", ArbiterFile or ArbiterManual
+	Dir  string `toml:"dir"`  // ArbiterFile: a directory on storage that both hosts share
+}
+
+// Log is what the daemon writes to standard error.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn or error
+	Format string `toml:"format"` // text or json
+}
+
+// Default returns the values of a file in which no key is set. Host and
+// Control.Socket are empty: Load derives them.
+func Default() Config {
+	return Config{
+		Listen:     "0.0.0.0:" + DefaultPort,
+		LibvirtURI: "qemu:///system",
+		StateDir:   "/var/lib/virt-ft",
+		RunDir:     "/run/virt-ft",
+		Transport: Transport{
+			Mode:       TransportTLS,
+			CA:         "/etc/pki/CA/cacert.pem",
+			ServerCert: "/etc/pki/libvirt/servercert.pem",
+			ServerKey:  "/etc/pki/libvirt/private/serverkey.pem",
+			ClientCert: "/etc/pki/libvirt/clientcert.pem",
+			ClientKey:  "/etc/pki/libvirt/private/clientkey.pem",
+		},
+		Epoch: Epoch{
+			Interval:      25 * time.Millisecond,
+			Min:           2 * time.Millisecond,
+			Max:           time.Second,
+			PauseMax:      time.Second,
+			PauseShareMax: 0.2,
+			InFlight:      4,
+		},
+		Heartbeat: Heartbeat{Period: 100 * time.Millisecond, Limit: 500 * time.Millisecond},
+		Log:       Log{Level: "info", Format: "text"},
+	}
+}
+
+// Error is a mistake in a configuration file.
+type Error struct {
+	Path string
+	Line int    // 0 when unknown
+	Key  string // dotted, empty when the file is not TOML
+	Why  string
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	where := e.Path
+	if e.Line > 0 {
+		where = fmt.Sprintf("%s:%d", e.Path, e.Line)
+	}
+	if e.Key == "" {
+		return fmt.Sprintf("%s: %s", where, e.Why)
+	}
+	return fmt.Sprintf("%s: %s: %s", where, e.Key, e.Why)
+}
+
+// Load reads the file at path. A missing file at DefaultPath means all
+// defaults; any other missing file is an error (fs.ErrNotExist).
+func Load(path string) (Config, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && path == DefaultPath {
+		return Parse(path, "")
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(b) > maxFileBytes {
+		return Config{}, &Error{Path: path, Why: fmt.Sprintf("longer than %d bytes", maxFileBytes)}
+	}
+	return Parse(path, string(b))
+}
+
+// Parse is Load for a text; path only names it in errors. All mistakes are
+// reported together (errors.Join of *Error).
+func Parse(path, text string) (Config, error) {
+	c := Default()
+	meta, err := toml.Decode(text, &c)
+	if err != nil {
+		var perr toml.ParseError
+		if errors.As(err, &perr) {
+			why := perr.Message
+			if why == "" {
+				why = perr.Error()
+			}
+			return Config{}, &Error{Path: path, Line: perr.Position.Line, Key: perr.LastKey, Why: why}
+		}
+		return Config{}, &Error{Path: path, Why: err.Error()}
+	}
+	lines := findLines(text)
+	var mistakes []error
+	for _, key := range meta.Undecoded() {
+		if parentUndecoded(meta, key) {
+			continue // its table is reported
+		}
+		mistakes = append(mistakes, &Error{Path: path, Line: lines.of(key), Key: key.String(),
+			Why: "unknown key" + suggestion(key)})
+	}
+	if err := c.derive(); err != nil {
+		mistakes = append(mistakes, err)
+	}
+	for _, m := range c.mistakes() {
+		m.Path, m.Line = path, lines.of(toml.Key(splitKey(m.Key)))
+		mistakes = append(mistakes, m)
+	}
+	if len(mistakes) > 0 {
+		return Config{}, errors.Join(mistakes...)
+	}
+	return c, nil
+}
+
+// derive fills what depends on the machine or on other keys.
+func (c *Config) derive() error {
+	if c.Control.Socket == "" {
+		c.Control.Socket = filepath.Join(c.RunDir, "control.sock")
+	}
+	if c.Host == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("host is not set and the machine has no name: %w", err)
+		}
+		c.Host = name
+	}
+	return nil
+}
+
+// PeerAddress returns the address:port of a peer: that of the [peers] table, or
+// the name itself taken as an address, with DefaultPort where none is given.
+func (c Config) PeerAddress(peer string) string {
+	address := peer
+	if a, ok := c.Peers[peer]; ok {
+		address = a
+	}
+	if _, _, err := net.SplitHostPort(address); err == nil {
+		return address
+	}
+	return net.JoinHostPort(trimBrackets(address), DefaultPort)
+}
+
+// trimBrackets turns "[::1]" into "::1", which is what JoinHostPort expects.
+func trimBrackets(address string) string {
+	if n := len(address); n >= 2 && address[0] == '[' && address[n-1] == ']' {
+		return address[1 : n-1]
+	}
+	return address
+}

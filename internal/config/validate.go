@@ -1,0 +1,158 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of values. Each says in its message why it is there.
+const (
+	epochMinFloor      = time.Millisecond
+	epochMaxCeiling    = 10 * time.Second
+	pauseMaxCeiling    = 10 * time.Second
+	pauseShareCeiling  = 0.9
+	inFlightMax        = 64
+	heartbeatFloor     = 10 * time.Millisecond
+	heartbeatCeiling   = time.Minute
+	heartbeatsPerLimit = 3
+	socketPathMax      = 107 // sun_path less its NUL
+	nameMax            = 64
+	peersMax           = 256
+)
+
+// Validate checks a configuration that was not parsed from a file.
+func (c Config) Validate() error {
+	if m := c.mistakes(); len(m) > 0 {
+		return m[0]
+	}
+	return nil
+}
+
+type checker struct{ found []*Error }
+
+func (k *checker) require(ok bool, key, why string, args ...any) {
+	if !ok {
+		k.found = append(k.found, &Error{Key: key, Why: fmt.Sprintf(why, args...)})
+	}
+}
+
+func (c Config) mistakes() []*Error {
+	k := &checker{}
+	k.require(validName(c.Host), "host",
+		"%q is not a host name: 1 to %d letters, digits, '-', '_' and '.', not starting with '.'", c.Host, nameMax)
+	k.require(validHostPort(c.Listen), "listen", "%q is not ADDRESS:PORT, such as 0.0.0.0:%s", c.Listen, DefaultPort)
+	k.require(strings.HasPrefix(c.LibvirtURI, "qemu") && strings.Contains(c.LibvirtURI, ":///"), "libvirt_uri",
+		"%q is not a local QEMU driver such as qemu:///system: the daemon traces QEMU processes of its own host", c.LibvirtURI)
+	k.dir("state_dir", c.StateDir)
+	k.dir("run_dir", c.RunDir)
+	k.dir("control.socket", c.Control.Socket)
+	k.require(len(c.Control.Socket) <= socketPathMax, "control.socket",
+		"path has %d bytes, a Unix socket's may have %d", len(c.Control.Socket), socketPathMax)
+	c.Transport.check(k)
+	c.Epoch.check(k)
+	c.Heartbeat.check(k)
+	c.Arbiter.check(k)
+	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	k.oneOf("log.format", c.Log.Format, "text", "json")
+	c.checkPeers(k)
+	return k.found
+}
+
+func (k *checker) dir(key, path string) {
+	k.require(filepath.IsAbs(path) && path == filepath.Clean(path) && path != "/", key,
+		"%q is not an absolute, clean path", path)
+}
+
+func (k *checker) oneOf(key, value string, allowed ...string) {
+	k.require(slices.Contains(allowed, value), key, "%q is not one of %s", value, strings.Join(quoted(allowed), ", "))
+}
+
+func quoted(words []string) []string {
+	out := make([]string, len(words))
+	for i, w := range words {
+		out[i] = strconv.Quote(w)
+	}
+	return out
+}
+
+func (t Transport) check(k *checker) {
+	k.oneOf("transport.mode", t.Mode, TransportTLS, TransportPlain)
+	if t.Mode == TransportPlain {
+		return
+	}
+	k.dir("transport.ca", t.CA)
+	k.dir("transport.server_cert", t.ServerCert)
+	k.dir("transport.server_key", t.ServerKey)
+	k.dir("transport.client_cert", t.ClientCert)
+	k.dir("transport.client_key", t.ClientKey)
+}
+
+func (e Epoch) check(k *checker) {
+	k.require(e.Min >= epochMinFloor, "epoch.min",
+		"%s is below %s: a checkpoint takes longer than that", e.Min, epochMinFloor)
+	k.require(e.Max <= epochMaxCeiling, "epoch.max",
+		"%s is above %s: the guest's output waits for the end of its epoch", e.Max, epochMaxCeiling)
+	k.require(e.Interval >= e.Min && e.Interval <= e.Max, "epoch.interval",
+		"%s is not between epoch.min (%s) and epoch.max (%s)", e.Interval, e.Min, e.Max)
+	k.require(e.PauseMax > 0 && e.PauseMax <= pauseMaxCeiling, "epoch.pause_max",
+		"%s is not above 0 and at most %s", e.PauseMax, pauseMaxCeiling)
+	k.require(e.PauseShareMax > 0 && e.PauseShareMax <= pauseShareCeiling, "epoch.pause_share_max",
+		"%v is not above 0 and at most %v", e.PauseShareMax, pauseShareCeiling)
+	k.require(e.InFlight >= 1 && e.InFlight <= inFlightMax, "epoch.in_flight",
+		"%d is not between 1 and %d", e.InFlight, inFlightMax)
+}
+
+func (h Heartbeat) check(k *checker) {
+	k.require(h.Period >= heartbeatFloor, "heartbeat.period", "%s is below %s", h.Period, heartbeatFloor)
+	k.require(h.Limit >= heartbeatsPerLimit*h.Period, "heartbeat.limit",
+		"%s is less than %d periods of %s: a single late answer would count as a lost host", h.Limit, heartbeatsPerLimit, h.Period)
+	k.require(h.Limit <= heartbeatCeiling, "heartbeat.limit", "%s is above %s", h.Limit, heartbeatCeiling)
+}
+
+func (a Arbiter) check(k *checker) {
+	k.oneOf("arbiter.kind", a.Kind, "", ArbiterFile, ArbiterManual)
+	if a.Dir != "" {
+		k.dir("arbiter.dir", a.Dir)
+	}
+	k.require(a.Kind != ArbiterFile || a.Dir != "", "arbiter.dir",
+		"arbiter.kind \"file\" needs a directory on storage that both hosts share")
+}
+
+func (c Config) checkPeers(k *checker) {
+	k.require(len(c.Peers) <= peersMax, "peers", "%d peers, at most %d", len(c.Peers), peersMax)
+	names := make([]string, 0, len(c.Peers))
+	for name := range c.Peers {
+		names = append(names, name)
+	}
+	sort.Strings(names) // messages in a stable order
+	for _, name := range names {
+		key := "peers." + name
+		k.require(validName(name), key, "%q is not a host name", name)
+		k.require(name != c.Host, key, "this host is its own peer: every host needs a name of its own")
+		k.require(validHostPort(c.PeerAddress(name)), key, "%q is not an address or ADDRESS:PORT", c.Peers[name])
+	}
+}
+
+func validName(name string) bool {
+	if name == "" || len(name) > nameMax || name[0] == '.' || name[0] == '-' {
+		return false
+	}
+	return strings.IndexFunc(name, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	}) < 0
+}
+
+func validHostPort(address string) bool {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || strings.ContainsAny(host, " /") {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
