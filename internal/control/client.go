@@ -1,0 +1,198 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+)
+
+const (
+	answerBytesMax = 16 << 20
+	lineBytesMax   = 1 << 20
+)
+
+// Client talks to the daemon behind one socket. Its methods are those of
+// Service and fail with *Error, or with the context's error when it is
+// cancelled. Safe for concurrent use.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a client; it connects when it is first used.
+func NewClient(socket string) *Client {
+	var dialer net.Dialer
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Version asks what the daemon is.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	var v Version
+	return v, c.call(ctx, http.MethodGet, "version", nil, nil, &v)
+}
+
+// Status asks for one domain, or for all when domain is empty.
+func (c *Client) Status(ctx context.Context, domain string) ([]Status, error) {
+	var list []Status
+	return list, c.call(ctx, http.MethodGet, "status", url.Values{"domain": {domain}}, nil, &list)
+}
+
+// Check asks whether a host, and a domain if named, can be protected.
+func (c *Client) Check(ctx context.Context, domain, to string) (CheckReport, error) {
+	var r CheckReport
+	return r, c.call(ctx, http.MethodGet, "check", url.Values{"domain": {domain}, "to": {to}}, nil, &r)
+}
+
+// Unprotect ends a protection.
+func (c *Client) Unprotect(ctx context.Context, domain string) error {
+	return c.call(ctx, http.MethodPost, "unprotect", nil, DomainRequest{Domain: domain}, &struct{}{})
+}
+
+// Activate runs a standby.
+func (c *Client) Activate(ctx context.Context, domain string, force bool) error {
+	return c.call(ctx, http.MethodPost, "activate", nil, DomainRequest{Domain: domain, Force: force}, &struct{}{})
+}
+
+// Protect protects a domain, calling progress as it goes. Cancelling ctx makes
+// the daemon undo an initial sync under way, unless req.Detach is set.
+func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error {
+	done := false
+	err := c.stream(ctx, http.MethodPost, "protect", req, func(b []byte) error {
+		var line ProgressLine
+		if err := json.Unmarshal(b, &line); err != nil {
+			return err
+		}
+		switch {
+		case line.Error != nil:
+			return line.Error
+		case line.Status != nil:
+			progress(*line.Status)
+		}
+		done = done || line.Done
+		return nil
+	})
+	if err == nil && !done {
+		err = Errorf(CodeUnavailable, "see the daemon's log: journalctl -u virt-ft",
+			"the daemon stopped before %s was protected", req.Domain)
+	}
+	return err
+}
+
+// Events calls emit for each event until ctx ends, which is not an error, emit
+// returns one, or the daemon ends the stream.
+func (c *Client) Events(ctx context.Context, emit func(Event) error) error {
+	err := c.stream(ctx, http.MethodGet, "events", nil, func(b []byte) error {
+		var e Event
+		if err := json.Unmarshal(b, &e); err != nil {
+			return err
+		}
+		return emit(e)
+	})
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
+		return err
+	}
+	return Errorf(CodeUnavailable, "is the daemon running? systemctl status virt-ft", "the daemon ended the stream of events")
+}
+
+func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, answer any) error {
+	resp, err := c.do(ctx, method, path, query, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, answerBytesMax+1))
+	if err == nil && len(b) > answerBytesMax {
+		err = fmt.Errorf("longer than %d bytes", answerBytesMax)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, answer)
+	}
+	return c.explain(ctx, err)
+}
+
+// stream calls line with each line of the answer.
+func (c *Client) stream(ctx context.Context, method, path string, body any, line func([]byte) error) error {
+	resp, err := c.do(ctx, method, path, nil, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	sc := bufio.NewScanner(resp.Body)
+	sc.Buffer(nil, lineBytesMax)
+	for sc.Scan() {
+		if err := line(sc.Bytes()); err != nil {
+			return c.explain(ctx, err)
+		}
+	}
+	return c.explain(ctx, sc.Err())
+}
+
+func (c *Client) do(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
+	var payload io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		payload = bytes.NewReader(b)
+	}
+	u := url.URL{Scheme: "http", Host: "virt-ft", Path: "/v1/" + path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), payload)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	e := &Error{}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, lineBytesMax))
+	if json.Unmarshal(b, e) != nil || e.Message == "" {
+		return nil, Errorf(CodeInternal, "is another program using the socket?",
+			"%s answered %s, which is not what a virt-ft daemon says", c.socket, resp.Status)
+	}
+	return nil, e
+}
+
+// explain turns failures of the connection into what a user can act on.
+func (c *Client) explain(ctx context.Context, err error) error {
+	var known *Error
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &known):
+		return known
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return Errorf(CodeNoDaemon, "is the daemon running? systemctl start virt-ft",
+			"no virt-ft daemon answers on %s", c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return Errorf(CodeNoDaemon, "run as root, or as a member of the group set as `control.group`",
+			"not allowed to use %s", c.socket)
+	}
+	return Errorf(CodeUnavailable, "see the daemon's log: journalctl -u virt-ft", "talking to the daemon on %s: %w", c.socket, err)
+}

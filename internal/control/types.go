@@ -1,0 +1,228 @@
+// Package control is how people's commands reach the daemon: HTTP and JSON over
+// a Unix socket. The types here are those of the wire, of the daemon, which
+// implements [Service], and of the command line, which also prints them with
+// `-o json`: their JSON names are a public interface.
+//
+//	GET  /v1/version
+//	GET  /v1/status?domain=D      []Status; all domains without D
+//	GET  /v1/check?domain=D&to=H  CheckReport; the host alone without D
+//	GET  /v1/events               one Event per line, until either side closes
+//	POST /v1/protect              ProtectRequest; one ProgressLine per line
+//	POST /v1/unprotect            DomainRequest
+//	POST /v1/activate             DomainRequest
+//
+// Errors are an Error object with an HTTP status other than 200, or in a stream
+// the last line. Closing the connection of a protect cancels it.
+package control
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"time"
+)
+
+// Service is what the daemon can do. Methods are called concurrently. Errors
+// that are not *Error are reported as internal ones.
+type Service interface {
+	// Protect starts protecting a domain and returns nil once its first epoch
+	// is committed; the protection goes on after it. progress may be called
+	// at any time before Protect returns, not concurrently. When ctx is
+	// cancelled, Protect undoes what it did and returns ctx's error.
+	Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error
+	// Unprotect ends a protection; the guest runs on unprotected.
+	Unprotect(ctx context.Context, domain string) error
+	// Activate runs the standby of a domain here by the operator's decision.
+	// force skips the check that the peer cannot be reached.
+	Activate(ctx context.Context, domain string, force bool) error
+	// Status describes one domain (by name or UUID), or all when domain is
+	// empty. A domain that is not protected is an Error with CodeNotProtected.
+	Status(ctx context.Context, domain string) ([]Status, error)
+	// Check tells whether this host, and the domain if one is named, can be
+	// protected, and with a name in to whether that peer can take it. It
+	// changes nothing.
+	Check(ctx context.Context, domain, to string) (CheckReport, error)
+	// Events returns a stream of what happens from now on. The daemon closes
+	// it when ctx ends, when it stops, or when the reader is too slow.
+	Events(ctx context.Context) (<-chan Event, error)
+	// Version tells what the daemon is.
+	Version() Version
+}
+
+// ProtectRequest asks for a domain to be protected.
+type ProtectRequest struct {
+	Domain  string `json:"domain"`            // name or UUID
+	To      string `json:"to"`                // peer, by name or address
+	Epoch   string `json:"epoch,omitempty"`   // interval such as "25ms"; empty: the daemon's default
+	Arbiter string `json:"arbiter,omitempty"` // "file" or "manual"; empty: the daemon's default
+	DryRun  bool   `json:"dry_run,omitempty"` // only find out whether it could be done
+	// Detach lets the initial sync go on when the connection closes. The
+	// answer comes with the first progress.
+	Detach bool `json:"detach,omitempty"`
+}
+
+// DomainRequest names a domain for unprotect and activate.
+type DomainRequest struct {
+	Domain string `json:"domain"`
+	Force  bool   `json:"force,omitempty"` // activate only
+}
+
+// Roles of a host for a domain.
+const (
+	RolePrimary = "primary"
+	RoleBackup  = "backup"
+)
+
+// States in which a domain is safe: it survives the loss of one host. The other
+// words are those of package ftengine.
+const (
+	StateProtected = "protected" // primary
+	StateStandby   = "standby"   // backup
+	StateSyncing   = "syncing"   // either, before the first committed epoch
+)
+
+// Status is what is known of one domain on one host. Times are milliseconds
+// where their names end in _ms. Zero means "nothing to report".
+type Status struct {
+	Domain     string      `json:"domain"`
+	UUID       string      `json:"uuid"`
+	Role       string      `json:"role"`  // RolePrimary or RoleBackup
+	State      string      `json:"state"` // as the engine calls it
+	Peer       string      `json:"peer"`
+	Generation uint64      `json:"generation"`
+	Arbiter    string      `json:"arbiter,omitempty"`
+	Since      time.Time   `json:"since"` // of this state
+	Epoch      EpochStatus `json:"epoch"`
+	EpochMs    float64     `json:"epoch_ms"` // configured interval
+	Pause      PauseStatus `json:"pause"`
+	DirtyPages int         `json:"dirty_pages"` // of 4 KiB, in the last epoch
+	BytesSent  uint64      `json:"bytes_sent"`
+	RateBps    float64     `json:"rate_bps"` // bytes per second, recently
+	// Sync is set while the initial sync, or a resync, is under way.
+	Sync            *SyncStatus `json:"sync,omitempty"`
+	LastCommitAgeMs float64     `json:"last_commit_age_ms"`
+	Output          string      `json:"output"` // what is held until commit, such as "not held"
+	Clock           string      `json:"clock"`
+	MemoryBytes     uint64      `json:"memory_bytes"`
+	FailoverMs      float64     `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
+	LostMs          float64     `json:"lost_ms,omitempty"`     // guest time rolled back by it
+	Warnings        []string    `json:"warnings,omitempty"`
+	Error           string      `json:"error,omitempty"`
+}
+
+// EpochStatus counts epochs from 1 within a generation.
+type EpochStatus struct {
+	Captured  uint64 `json:"captured"`  // taken from the guest
+	Acked     uint64 `json:"acked"`     // the backup has it all
+	Committed uint64 `json:"committed"` // applied to the standby
+}
+
+// PauseStatus says for how long checkpoints stopped the guest, recently.
+type PauseStatus struct {
+	P50Ms  float64 `json:"p50_ms"`
+	P99Ms  float64 `json:"p99_ms"`
+	LastMs float64 `json:"last_ms"`
+}
+
+// SyncStatus is the progress of copying a guest's whole memory.
+type SyncStatus struct {
+	DoneBytes  uint64  `json:"done_bytes"`
+	TotalBytes uint64  `json:"total_bytes"`
+	RateBps    float64 `json:"rate_bps"` // bytes per second
+	EtaS       float64 `json:"eta_s"`    // seconds; 0 when unknown
+}
+
+// Safe reports whether the domain survives the loss of one host now.
+func (s Status) Safe() bool {
+	return s.State == StateProtected || s.State == StateStandby
+}
+
+// Level grades a finding.
+type Level string
+
+// Levels of findings. Only LevelFail prevents protection.
+const (
+	LevelOK   Level = "ok"
+	LevelWarn Level = "warn"
+	LevelFail Level = "fail"
+)
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	Item   string `json:"item"`
+	Level  Level  `json:"level"`
+	Text   string `json:"text"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// CheckReport is the answer to check.
+type CheckReport struct {
+	HostName   string    `json:"host_name"`
+	DomainName string    `json:"domain_name,omitempty"`
+	Host       []Finding `json:"host"`
+	Domain     []Finding `json:"domain,omitempty"`
+}
+
+// Worst returns the gravest level of all findings.
+func (r CheckReport) Worst() Level {
+	worst := LevelOK
+	for _, list := range [][]Finding{r.Host, r.Domain} {
+		for _, f := range list {
+			if f.Level == LevelFail || f.Level == LevelWarn && worst == LevelOK {
+				worst = f.Level
+			}
+		}
+	}
+	return worst
+}
+
+// Event is something that happened to a domain, or to the daemon when Domain
+// is empty.
+type Event struct {
+	At     time.Time `json:"at"`
+	Domain string    `json:"domain,omitempty"`
+	Kind   string    `json:"kind"` // a short word: "state", "failover", "peer", ...
+	Text   string    `json:"text"`
+}
+
+// Version tells what a program was built from.
+type Version struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"`
+	Go       string `json:"go"`
+	Host     string `json:"host,omitempty"` // of a daemon: its configured name
+}
+
+// BuildVersion describes the running program, from what the go command stamped
+// into it.
+func BuildVersion() Version {
+	v := Version{Version: "unknown", Go: runtime.Version()}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	if info.Main.Version != "" {
+		v.Version = info.Main.Version
+	}
+	modified := false
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.Revision = s.Value
+		case "vcs.modified":
+			modified = s.Value == "true"
+		}
+	}
+	if modified && v.Revision != "" {
+		v.Revision += "+changes"
+	}
+	return v
+}
+
+// ProgressLine is one line of a protect's stream: either a status, or an error
+// which ends it, or done.
+type ProgressLine struct {
+	Status *Status `json:"status,omitempty"`
+	Error  *Error  `json:"failed,omitempty"`
+	Done   bool    `json:"done,omitempty"`
+}
