@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/virt-ft/virt-ft/internal/control"
+)
+
+func (a *app) protectCommand() *cobra.Command {
+	var req control.ProtectRequest
+	cmd := &cobra.Command{
+		Use:   "protect DOMAIN --to HOST",
+		Short: "Protect a running domain",
+		Long: `Protect the running DOMAIN: make a standby of it on HOST and keep it a few
+milliseconds behind. Nothing is changed in the guest, and it is not restarted.
+
+Returns when the domain is protected; the daemon keeps it so. Interrupting the
+command before that cancels: the standby is removed and the guest runs on
+unprotected. With --detach the command returns once the copying has begun.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Domain = args[0]
+			return a.protect(cmd, req)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&req.To, "to", "", "the host that holds the standby: a peer of the configuration, or an address")
+	f.StringVar(&req.Epoch, "epoch", "", `time between checkpoints, such as "25ms" (default: that of the configuration)`)
+	f.StringVar(&req.Arbiter, "arbiter", "", `who decides after a loss of contact, "file" or "manual" (default: that of the configuration)`)
+	f.BoolVar(&req.DryRun, "dry-run", false, "only find out whether it could be done")
+	f.BoolVar(&req.Detach, "detach", false, "do not wait until the domain is protected")
+	_ = cmd.MarkFlagRequired("to")
+	return cmd
+}
+
+func (a *app) protect(cmd *cobra.Command, req control.ProtectRequest) error {
+	if req.Epoch != "" {
+		if d, err := time.ParseDuration(req.Epoch); err != nil || d <= 0 {
+			return usageError("--epoch %s is not a duration such as 25ms", req.Epoch)
+		}
+	}
+	switch req.Arbiter {
+	case "", "file", "manual":
+	default:
+		return usageError("--arbiter %s: only file and manual are known", req.Arbiter)
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p := &progress{out: a.out}
+	err = c.Protect(cmd.Context(), req, p.show)
+	p.finish()
+	switch {
+	case err != nil && cmd.Context().Err() != nil:
+		if req.Detach {
+			return err
+		}
+		fmt.Fprintf(a.err, "cancelled: %s runs on unprotected\n", safeText(req.Domain))
+		return exitError(control.ExitInterrupted)
+	case err != nil:
+		return err
+	case req.DryRun:
+		fmt.Fprintf(a.out, "%s can be protected to %s\n", safeText(req.Domain), safeText(req.To))
+	case req.Detach:
+		fmt.Fprintf(a.out, "%s is being protected: virt-ft status %[1]s --watch\n", safeText(req.Domain))
+	default:
+		fmt.Fprintf(a.out, "%s is protected to %s\n", safeText(req.Domain), safeText(req.To))
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/virt-ft/virt-ft/internal/control"
+)
+
+const watchIntervalMin = 100 * time.Millisecond
+
+func (a *app) statusCommand() *cobra.Command {
+	var watch bool
+	var interval time.Duration
+	cmd := &cobra.Command{
+		Use:   "status [DOMAIN]",
+		Short: "Show which domains are protected, and how well",
+		Long: `Show the domains of this host that are protected or stand by, or one of them in
+detail. With --watch until interrupted; then -o json prints one array per line.
+
+Exits with 3 when a domain shown does not survive the loss of one host now.`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again and again")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "of --watch")
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		asJSON, err := wantJSON(*output)
+		if err != nil {
+			return err
+		}
+		if interval < watchIntervalMin {
+			return usageError("--interval %s is below %s", interval, watchIntervalMin)
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		domain := ""
+		if len(args) > 0 {
+			domain = args[0]
+		}
+		if watch {
+			return a.watch(cmd, c, domain, interval, asJSON)
+		}
+		list, err := c.Status(cmd.Context(), domain)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			err = printJSON(a.out, list)
+		} else {
+			a.printStatus(domain, list)
+		}
+		if err == nil && !allSafe(list) {
+			return exitError(control.ExitNotProtected)
+		}
+		return err
+	}
+	return cmd
+}
+
+func allSafe(list []control.Status) bool {
+	for _, s := range list {
+		if !s.Safe() {
+			return false
+		}
+	}
+	return true
+}
+
+// watch shows the status until interrupted, which is how it is meant to end. A
+// daemon that goes away is shown as such, and waited for.
+func (a *app) watch(cmd *cobra.Command, c *control.Client, domain string, interval time.Duration, asJSON bool) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		list, err := c.Status(cmd.Context(), domain)
+		var known *control.Error
+		switch {
+		case cmd.Context().Err() != nil:
+			return nil
+		case err != nil && !errors.As(err, &known):
+			return err
+		}
+		if a.out.isTerminal && !asJSON {
+			fmt.Fprint(a.out, "\x1b[H\x1b[J")
+		}
+		switch {
+		case known != nil:
+			a.complain(known.Message, known.Remedy)
+		case asJSON:
+			var line bytes.Buffer
+			if err := json.NewEncoder(&line).Encode(list); err != nil {
+				return err
+			}
+			if _, err := a.out.Write(line.Bytes()); err != nil {
+				return err
+			}
+		default:
+			a.printStatus(domain, list)
+		}
+		select {
+		case <-tick.C:
+		case <-cmd.Context().Done():
+			return nil
+		}
+	}
+}
+
+func (a *app) printStatus(domain string, list []control.Status) {
+	if domain != "" && len(list) == 1 {
+		a.printDetails(list[0])
+		return
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(a.out, "no domain of this host is protected or stands by")
+		return
+	}
+	rows := [][]cell{}
+	var header []cell
+	for _, title := range []string{"DOMAIN", "ROLE", "STATE", "PEER", "EPOCH", "PAUSE P50", "P99", "COMMITTED", "OUTPUT"} {
+		header = append(header, cell{text: title, colour: bold})
+	}
+	rows = append(rows, header)
+	for _, s := range list {
+		state := s.State
+		if s.Sync != nil {
+			state += fmt.Sprintf(" %d%%", percentOf(s.Sync))
+		}
+		rows = append(rows, []cell{{text: s.Domain}, {text: s.Role}, {text: state, colour: stateColour(s)}, {text: dash(s.Peer)},
+			{text: fmt.Sprint(s.Epoch.Committed)}, {text: millis(s.Pause.P50Ms)}, {text: millis(s.Pause.P99Ms)},
+			{text: ago(s)}, {text: dash(s.Output)}})
+	}
+	table(a.out, rows)
+	for _, s := range list {
+		a.printTroubles(s.Domain+": ", s)
+	}
+}
+
+func ago(s control.Status) string {
+	if s.Epoch.Committed == 0 {
+		return "-"
+	}
+	return millis(max(s.LastCommitAgeMs, 0.1)) + " ago"
+}
+
+func (a *app) printTroubles(prefix string, s control.Status) {
+	for _, w := range s.Warnings {
+		fmt.Fprintf(a.out, "%s %s\n", a.out.paint(yellow, "warning:"), safeText(prefix+w))
+	}
+	if s.Error != "" {
+		fmt.Fprintf(a.out, "%s %s\n", a.out.paint(red, "error:"), safeText(prefix+s.Error))
+	}
+}
+
+func (a *app) printDetails(s control.Status) {
+	rows := [][]cell{}
+	add := func(name, colour, format string, args ...any) {
+		rows = append(rows, []cell{{text: name}, {text: fmt.Sprintf(format, args...), colour: colour}})
+	}
+	add("domain", bold, "%s", s.Domain)
+	add("uuid", "", "%s", s.UUID)
+	add("role", "", "%s", s.Role)
+	since := ""
+	if !s.Since.IsZero() {
+		since = " since " + s.Since.Local().Format(time.DateTime)
+	}
+	add("state", stateColour(s), "%s%s", s.State, since)
+	add("peer", "", "%s", dash(s.Peer))
+	add("generation", "", "%d", s.Generation)
+	add("arbiter", "", "%s", dash(s.Arbiter))
+	if s.Sync != nil {
+		add("sync", "", "%s", syncText(s.Sync))
+	}
+	add("epoch", "", "%d captured, %d acknowledged, %d committed %s", s.Epoch.Captured, s.Epoch.Acked, s.Epoch.Committed,
+		strings.TrimPrefix(ago(s), "-"))
+	add("epoch interval", "", "%s", millis(s.EpochMs))
+	add("pause", "", "p50 %s, p99 %s, last %s", millis(s.Pause.P50Ms), millis(s.Pause.P99Ms), millis(s.Pause.LastMs))
+	add("last epoch", "", "%d pages (%s)", s.DirtyPages, byteCount(float64(s.DirtyPages)*4096))
+	add("sent", "", "%s, now %s/s", byteCount(float64(s.BytesSent)), byteCount(s.RateBps))
+	add("memory", "", "%s", byteCount(float64(s.MemoryBytes)))
+	add("output", "", "%s", dash(s.Output))
+	add("clock", "", "%s", dash(s.Clock))
+	if s.FailoverMs > 0 {
+		add("last failover", "", "took %s, rolled back %s", millis(s.FailoverMs), millis(s.LostMs))
+	}
+	table(a.out, rows)
+	a.printTroubles("", s)
+}
