@@ -1,0 +1,235 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/arbiter"
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// workMax bounds the queue of slow work of one backup; the machine never asks
+// for more than the epochs in flight and a handful of standby changes.
+const workMax = 256
+
+// backup runs the machine of a guest that lives on the peer. All slow work on
+// the standby (making, committing, rehearsing, loading) is done by one
+// goroutine in the order in which the machine asked for it.
+type backup struct {
+	base
+	m    *ftengine.Backup
+	work chan func()
+
+	sessMu sync.Mutex
+	sess   *inbound // the session with the primary, or nil
+
+	stageMu sync.Mutex
+	stage   map[ftengine.Epoch]*stagedEpoch // complete, not yet committed
+
+	// Owned by the work goroutine.
+	setup   *replica.Setup
+	standby *virt.Standby
+	img     *image
+	device  []byte // device state of the last committed epoch
+
+	holdMu sync.Mutex // guards what Admit looks at
+	accept func(ftengine.Generation) bool
+	holds  ftengine.Generation
+	runs   bool
+
+	started   time.Time // of an activation
+	failover  time.Duration
+	committed statMark
+	operator  chan operatorAsk
+}
+
+// operatorAsk is virt-ft activate on its way to the machine.
+type operatorAsk struct {
+	force bool
+	reply chan error
+}
+
+func newBackup(d *Daemon, m marker, arb arbiter.Arbiter) *backup {
+	b := &backup{m: ftengine.NewBackup(d.limits()), work: make(chan func(), workMax),
+		stage: map[ftengine.Epoch]*stagedEpoch{}, operator: make(chan operatorAsk, 1)}
+	b.init(d.ctx, d, m, arb)
+	b.snapshot()
+	return b
+}
+
+func (b *backup) start() {
+	b.async(func() {
+		for {
+			select {
+			case f := <-b.work:
+				f()
+			case <-b.ctx.Done():
+				b.drainWork()
+				return
+			}
+		}
+	})
+	go func() {
+		b.run(b.m, nil, b.do, b.snapshot, nil)
+		b.d.ended(b.uuid, &b.base)
+	}()
+}
+
+// drainWork finishes what was asked for before the end, such as destroying
+// the standby, and lets go of everything.
+func (b *backup) drainWork() {
+	for {
+		select {
+		case f := <-b.work:
+			f()
+		default:
+			if b.standby != nil && !b.active() {
+				b.destroyStandby() // nobody could feed it any more
+			}
+			if b.img != nil {
+				b.img.close()
+				b.img = nil
+			}
+			b.dropStaged(0)
+			return
+		}
+	}
+}
+
+func (b *backup) later(f func()) { b.work <- f }
+
+func (b *backup) do(a ftengine.Action) {
+	switch a := a.(type) {
+	case ftengine.Persist:
+		if a.Phase == "claimed" {
+			b.started = time.Now()
+		}
+		b.persist(a.Generation, a.Phase, b.m.Reason())
+	case ftengine.MakeStandby:
+		b.later(b.makeStandby)
+	case ftengine.RemakeStandby:
+		b.later(b.remakeStandby)
+	case ftengine.DestroyStandby:
+		b.later(b.destroyStandby)
+	case ftengine.Commit:
+		b.later(func() { b.commit(a.Epoch) })
+	case ftengine.Rehearse:
+		b.later(b.rehearse)
+	case ftengine.Load:
+		b.later(b.load)
+	case ftengine.Resume:
+		b.later(b.resume)
+	case ftengine.SendReady:
+		b.send(0, &replica.Ready{})
+	case ftengine.Ack:
+		b.send(a.Epoch, &replica.Ack{})
+	case ftengine.SendRehearsed:
+		b.send(0, &replica.Rehearsed{OK: a.OK, Reason: a.Reason})
+	case ftengine.SendActivated:
+		b.send(0, &replica.Activated{})
+	case ftengine.SendStoodDown:
+		// Behind DestroyStandby: it is said when it is true.
+		b.later(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
+	case ftengine.DropUncommitted:
+		b.dropStaged(b.m.Acked())
+	case ftengine.PerformOutputs:
+		// Frames are not held yet; DESIGN §5 is the next issue.
+	case ftengine.Claim:
+		b.claim(a)
+	case ftengine.Withdraw:
+		b.withdraw(a.Generation)
+	case ftengine.Confirm:
+		b.async(func() { b.confirm(a.Generation) })
+	case ftengine.RetryAfter:
+		b.retryAfter(a)
+	case ftengine.CloseSession:
+		b.dropSession()
+	case ftengine.Refuse:
+		b.answerOperator(fmt.Errorf("%s", a.Reason))
+	case ftengine.Finish:
+		b.finish(a.Reason)
+	default:
+		panic(fmt.Sprintf("daemon: backup cannot %T", a))
+	}
+}
+
+func (b *backup) finish(reason string) {
+	b.persist(b.m.Generation(), "ended", reason)
+	b.answerOperator(fmt.Errorf("%s", reason))
+	flushed := make(chan struct{})
+	b.later(func() { close(flushed) })
+	<-flushed // what was asked for before, such as the farewell, needs the session
+	b.log.Info("stand-by ended", "reason", reason)
+}
+
+func (b *backup) confirm(gen ftengine.Generation) {
+	ctx, cancel := context.WithTimeout(b.ctx, claimTimeout)
+	defer cancel()
+	var text string
+	if err := b.arb.Confirm(ctx, b.claimOf(gen)); err != nil {
+		text = err.Error()
+		b.log.Error("the arbiter does not take RUNNING; the guest waits", "err", err)
+		b.setError(err)
+	}
+	b.post(ftengine.ConfirmDone{Err: text})
+}
+
+// activate is virt-ft activate: it waits until the guest runs or it is clear
+// that it will not.
+func (b *backup) activate(ctx context.Context, force bool) error {
+	ask := operatorAsk{force, make(chan error, 1)}
+	select {
+	case b.operator <- ask:
+	default:
+		return fmt.Errorf("another activation of %s is under way", b.name)
+	}
+	b.post(ftengine.OperatorActivate{Force: force})
+	select {
+	case err := <-ask.reply:
+		return err
+	case <-b.done:
+		return fmt.Errorf("the protection of %s ended", b.name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *backup) answerOperator(err error) {
+	select {
+	case ask := <-b.operator:
+		ask.reply <- err
+	default:
+	}
+}
+
+// active tells whether the guest runs here.
+func (b *backup) active() bool {
+	b.holdMu.Lock()
+	defer b.holdMu.Unlock()
+	return b.runs
+}
+
+// snapshot publishes what others may look at; the machine's goroutine calls
+// it after each event.
+func (b *backup) snapshot() {
+	holds, runs := b.m.Holds()
+	state, gen := b.m.State(), b.m.Generation()
+	b.holdMu.Lock()
+	b.holds, b.runs = holds, runs
+	b.accept = func(g ftengine.Generation) bool {
+		return holds == 0 && g >= gen && state != ftengine.BackupFailed && state != ftengine.BackupStopped
+	}
+	b.holdMu.Unlock()
+	b.mu.Lock()
+	b.status.Epoch = control.EpochStatus{Captured: uint64(b.m.Acked()), Acked: uint64(b.m.Acked()), Committed: uint64(b.m.Committed())}
+	if b.failover > 0 {
+		b.status.FailoverMs = ms(b.failover)
+	}
+	b.mu.Unlock()
+	b.setState(control.RoleBackup, state.String(), b.m.Reason(), uint64(gen))
+}

@@ -1,0 +1,313 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/internal/vmstate"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+const (
+	// standbyTimeout bounds making a standby: libvirtd may probe QEMU first.
+	standbyTimeout = 120 * time.Second
+	// loadTimeout bounds the loading of device state and streamed memory.
+	loadTimeout = 30 * time.Second
+)
+
+// The methods of this file run on the work goroutine.
+
+func (b *backup) makeStandby() {
+	st, img, err := b.newStandby(func(xml string) (string, error) { return xml, nil })
+	if err == nil {
+		b.standby, b.img = st, img
+		b.watchStandby(st)
+	} else {
+		b.log.Error("the standby cannot be made", "err", err)
+	}
+	b.post(ftengine.StandbyMade{Err: text(err)})
+}
+
+// newStandby starts a domain that waits for a stream, with its memory mapped.
+// change may alter its XML.
+func (b *backup) newStandby(change func(string) (string, error)) (*virt.Standby, *image, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, standbyTimeout)
+	defer cancel()
+	b.mu.Lock()
+	opts := virt.StandbyOptions{Protection: b.mark.Protection, Generation: b.mark.Generation, PrimaryHost: b.mark.PeerName, LiveXML: b.setup.LiveXML}
+	b.mu.Unlock()
+	xml, err := virt.StandbyXML(b.setup.SourceXML, opts)
+	if err == nil {
+		xml, err = change(xml)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := b.d.virt.StartStandby(ctx, xml)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := b.mapStandby(ctx, st)
+	if err != nil {
+		b.end(st)
+		return nil, nil, err
+	}
+	return st, img, nil
+}
+
+func (b *backup) mapStandby(ctx context.Context, st *virt.Standby) (*image, error) {
+	pid, err := st.PID()
+	if err != nil {
+		return nil, err
+	}
+	have, err := guestram.Blocks(ctx, pid, st.HMP)
+	if err != nil {
+		return nil, err
+	}
+	img, err := newImage(b.setup.Blocks, pid, have)
+	if err != nil {
+		return nil, err
+	}
+	img.in = vmstate.NewIncoming(st.Incoming, b.setup.Machine, img.streamed())
+	return img, nil
+}
+
+// end destroys a standby that is of no use any more.
+func (b *backup) end(st *virt.Standby) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), guestCallTimeout)
+	defer cancel()
+	st.Incoming.Close()
+	if err := st.Destroy(ctx); err != nil && !errors.Is(err, virt.ErrNoDomain) {
+		b.log.Warn("a standby could not be destroyed", "name", st.Name(), "err", err)
+	}
+}
+
+func (b *backup) destroyStandby() {
+	if b.standby != nil {
+		b.end(b.standby)
+		b.standby = nil
+	}
+	if b.img != nil {
+		b.img.close()
+		b.img = nil
+	}
+	b.device = nil
+}
+
+// remakeStandby replaces a standby whose QEMU died. Its memory did not: we
+// hold the memfd.
+func (b *backup) remakeStandby() {
+	old := b.img
+	if b.standby != nil {
+		b.end(b.standby)
+		b.standby = nil
+	}
+	if old == nil {
+		b.post(ftengine.StandbyMade{Err: "its memory is gone"})
+		return
+	}
+	old.in = nil
+	st, img, err := b.newStandby(func(xml string) (string, error) { return xml, nil })
+	if err == nil {
+		err = img.copyFrom(old)
+		if err == nil {
+			err = img.streamAll()
+		}
+		if err != nil {
+			img.close()
+			b.end(st)
+		}
+	}
+	if err == nil {
+		old.close()
+		b.standby, b.img = st, img
+		b.watchStandby(st)
+		b.log.Info("the standby was made again from the memory that was kept")
+	}
+	b.post(ftengine.StandbyMade{Err: text(err)})
+}
+
+// watchStandby posts StandbyDied when its QEMU ends before we end it.
+func (b *backup) watchStandby(st *virt.Standby) {
+	pid, err := st.PID()
+	if err != nil {
+		b.log.Error("the standby cannot be watched", "err", err)
+		return
+	}
+	b.async(func() {
+		if waitExit(b.ctx, pid) != nil {
+			return
+		}
+		b.later(func() {
+			if b.standby == st {
+				b.post(ftengine.StandbyDied{Reason: "QEMU ended"})
+			}
+		})
+	})
+}
+
+// applyInitial writes a part of the first epoch.
+func (b *backup) applyInitial(in *inbound, x stagedBatch) error {
+	defer b.d.pool.put(x.data)
+	if in.ctx.Err() != nil {
+		return in.ctx.Err()
+	}
+	if b.img == nil {
+		return errors.New("the standby is gone")
+	}
+	return b.img.apply(x.runs, x.data)
+}
+
+// commit applies a staged epoch.
+func (b *backup) commit(epoch ftengine.Epoch) {
+	b.stageMu.Lock()
+	s := b.stage[epoch]
+	delete(b.stage, epoch)
+	b.stageMu.Unlock()
+	if s == nil || b.img == nil {
+		return // the session it belonged to is over
+	}
+	defer b.free(s)
+	var err error
+	for _, x := range s.batches {
+		if err = b.img.apply(x.runs, x.data); err != nil {
+			break
+		}
+	}
+	if err == nil && b.img.in != nil {
+		err = b.img.in.Flush()
+	}
+	if err != nil && b.img.in != nil && b.standby != nil {
+		// The stream to the standby broke, so its QEMU is gone; the memory
+		// that we hold is what counts, and a new standby is made from it.
+		b.log.Warn("the standby takes no more", "err", err)
+		b.img.in = nil
+		err = nil
+		for _, x := range s.batches {
+			if err = b.img.apply(x.runs, x.data); err != nil {
+				break
+			}
+		}
+	}
+	if err == nil {
+		b.device = s.device
+		b.committed.now()
+	}
+	b.post(ftengine.CommitDone{Epoch: epoch, Err: text(err)})
+}
+
+// rehearse loads the committed checkpoint into a scratch QEMU made from the
+// same XML: a stream that QEMU does not accept would otherwise be noticed
+// only when it is too late.
+func (b *backup) rehearse() {
+	start := time.Now()
+	err := b.rehearseScratch()
+	if err != nil {
+		b.log.Error("the rehearsal failed", "err", err)
+	} else {
+		b.log.Info("rehearsed", "took", time.Since(start))
+	}
+	b.post(ftengine.RehearseDone{OK: err == nil, Reason: text(err)})
+}
+
+func (b *backup) rehearseScratch() error {
+	if b.img == nil {
+		return errors.New("the standby is gone")
+	}
+	name, uuid := b.name+"-virt-ft-rehearsal", randomUUID()
+	st, img, err := b.newStandby(func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
+	if err != nil {
+		return err
+	}
+	defer b.end(st)
+	defer img.close()
+	if err := img.copyFrom(b.img); err != nil {
+		return err
+	}
+	if err := img.streamAll(); err != nil {
+		return err
+	}
+	return b.finishLoad(st, img)
+}
+
+func (b *backup) finishLoad(st *virt.Standby, img *image) error {
+	ctx, cancel := context.WithTimeout(b.ctx, loadTimeout)
+	defer cancel()
+	if err := st.Incoming.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
+		return err
+	}
+	if err := img.in.Finish(b.device); err != nil {
+		return err
+	}
+	if err := st.Incoming.Close(); err != nil {
+		return err
+	}
+	return st.WaitLoaded(ctx)
+}
+
+// load gives the standby its device state: from here on it is a guest.
+func (b *backup) load() {
+	err := errors.New("the standby is gone")
+	if b.standby != nil && b.img != nil && b.img.in != nil && b.device != nil {
+		err = b.finishLoad(b.standby, b.img)
+	}
+	if err != nil {
+		b.log.Error("the standby does not load", "err", err)
+	}
+	b.post(ftengine.LoadDone{Err: text(err)})
+}
+
+func (b *backup) resume() {
+	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
+	defer cancel()
+	err := errors.New("the standby is gone")
+	if b.standby != nil {
+		err = b.standby.Activate(ctx)
+	}
+	if err == nil {
+		b.mu.Lock()
+		b.failover = time.Since(b.started)
+		b.mu.Unlock()
+		b.log.Info("the guest runs here", "after", b.failover)
+		b.answerOperator(nil)
+		b.async(b.tidyActive)
+	}
+	b.post(ftengine.ResumeDone{Err: text(err)})
+}
+
+// tidyActive makes an ordinary domain of what was a standby, after the guest runs.
+func (b *backup) tidyActive() {
+	b.later(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), guestCallTimeout)
+		defer cancel()
+		if b.standby != nil {
+			if err := b.standby.ClearNote(ctx); err != nil {
+				b.log.Warn("the standby's note stays in the domain's metadata", "err", err)
+			}
+		}
+		if b.img != nil {
+			b.img.close() // QEMU holds the memory itself
+			b.img = nil
+		}
+	})
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// randomUUID returns a version 4 UUID.
+func randomUUID() string {
+	var u [16]byte
+	_, _ = rand.Read(u[:]) // never fails
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}

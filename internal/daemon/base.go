@@ -1,0 +1,191 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/arbiter"
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// eventsMax bounds the queue of events that a machine has not seen yet.
+const eventsMax = 1024
+
+// base is what the runners of both roles share: one machine, its queue of
+// events, and the goroutines that work for it.
+type base struct {
+	d    *Daemon
+	log  *slog.Logger
+	name string // of the domain
+	uuid string
+	arb  arbiter.Arbiter
+
+	ctx    context.Context // ends when the runner is to stop
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	events chan ftengine.Event
+	done   chan struct{} // closed when the machine ended and all goroutines did
+
+	mu     sync.Mutex
+	mark   marker
+	status control.Status
+	reason string
+	subs   map[chan struct{}]struct{} // told of every change of status
+}
+
+func (b *base) init(ctx context.Context, d *Daemon, m marker, arb arbiter.Arbiter) {
+	b.d, b.name, b.uuid, b.arb, b.mark = d, m.Domain, m.UUID, arb, m
+	b.log = d.log.With("domain", m.Domain, "role", m.Role)
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	b.events = make(chan ftengine.Event, eventsMax)
+	b.done = make(chan struct{})
+	b.subs = map[chan struct{}]struct{}{}
+}
+
+// post hands an event to the machine; it is dropped when the runner stops.
+// The machine's own goroutine must not call it: use async there.
+func (b *base) post(e ftengine.Event) {
+	select {
+	case b.events <- e:
+	case <-b.ctx.Done():
+	}
+}
+
+// async runs f on a goroutine that the runner waits for before it ends.
+func (b *base) async(f func()) {
+	b.wg.Add(1)
+	go func() {
+		defer b.wg.Done()
+		f()
+	}()
+}
+
+// persist writes the marker; a failure is as loud as we can be, but the
+// guest's life goes before our file.
+func (b *base) persist(gen ftengine.Generation, phase, reason string) {
+	b.mu.Lock()
+	b.mark.Generation, b.mark.Phase = uint64(gen), phase
+	if reason != "" {
+		b.mark.Reason = reason
+	}
+	m := b.mark
+	b.mu.Unlock()
+	if err := b.d.store.put(m); err != nil {
+		b.log.Error("the marker could not be written; a restart of this daemon would not know of this protection", "err", err)
+		b.warn("marker not written: " + err.Error())
+	}
+}
+
+func (b *base) warn(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.status.Warnings {
+		if w == text {
+			return
+		}
+	}
+	if len(b.status.Warnings) < 16 {
+		b.status.Warnings = append(b.status.Warnings, text)
+	}
+}
+
+// retryAfter posts Retry once.
+func (b *base) retryAfter(a ftengine.RetryAfter) {
+	b.async(func() {
+		afterOrDone(b.ctx, a.Delay)
+		b.post(ftengine.Retry{Token: a.Token})
+	})
+}
+
+// claimTimeout bounds one call of an arbiter.
+const claimTimeout = 3 * time.Second
+
+// claim asks the arbiter and posts the verdict.
+func (b *base) claim(a ftengine.Claim) {
+	b.async(func() {
+		ctx, cancel := context.WithTimeout(b.ctx, claimTimeout)
+		defer cancel()
+		c := b.claimOf(a.Generation)
+		if a.Because == ftengine.ByOperator || a.Because == ftengine.HandedOver {
+			// Both are the word of somebody who may decide.
+			if g, ok := b.arb.(granter); ok {
+				if err := g.Grant(ctx, c.Domain, c.Generation, c.Host); err != nil {
+					b.log.Warn("the grant was not recorded", "err", err)
+				}
+			}
+		}
+		verdict, err := b.arb.Claim(ctx, c)
+		v := verdictOf(verdict, err)
+		b.log.Info("claim", "generation", a.Generation, "because", a.Because, "verdict", v, "err", err)
+		b.post(ftengine.ClaimDone{Generation: a.Generation, Verdict: v})
+	})
+}
+
+func (b *base) withdraw(gen ftengine.Generation) {
+	b.async(func() {
+		// The right goes back even when the runner is told to stop.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), claimTimeout)
+		defer cancel()
+		if err := b.arb.Withdraw(ctx, b.claimOf(gen)); err != nil {
+			b.log.Error("the claim could not be handed back", "generation", gen, "err", err)
+		}
+	})
+}
+
+func (b *base) claimOf(gen ftengine.Generation) arbiter.Claim {
+	return arbiter.Claim{Domain: b.uuid, Generation: uint64(gen), Host: b.d.cfg.Host}
+}
+
+// granter is an arbiter that leaves decisions to a person.
+type granter interface {
+	Grant(ctx context.Context, domain string, generation uint64, host string) error
+}
+
+// subscribe returns a channel that gets a value after each change of status.
+func (b *base) subscribe() (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	b.mu.Lock()
+	b.subs[c] = struct{}{}
+	b.mu.Unlock()
+	return c, func() {
+		b.mu.Lock()
+		delete(b.subs, c)
+		b.mu.Unlock()
+	}
+}
+
+func (b *base) changed() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.subs {
+		select {
+		case c <- struct{}{}:
+		default: // it has one to come
+		}
+	}
+}
+
+// run feeds the machine until it ends, waits for everything it started, and
+// then calls tidy, if not nil.
+func (b *base) run(m ftengine.Machine, first []ftengine.Action, do func(ftengine.Action), after, tidy func()) {
+	defer close(b.done)
+	ftengine.Run(b.ctx, m, first, b.events, func(a ftengine.Action) {
+		b.log.Debug("action", "do", fmt.Sprintf("%T%+v", a, a))
+		do(a)
+	}, after)
+	b.cancel()
+	b.wg.Wait()
+	if tidy != nil {
+		tidy()
+	}
+}
+
+// stop ends the runner without a word to the peer and waits for it.
+func (b *base) stop() {
+	b.cancel()
+	<-b.done
+}

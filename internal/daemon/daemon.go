@@ -1,0 +1,270 @@
+// Package daemon is virt-ft's process on a host: it wires libvirt, capture,
+// the wire, the arbiter and the machines of pkg/ftengine together. It is the
+// only package that knows all of them.
+//
+// A protection is a runner: a primary on the host where the guest lives, a
+// backup on the other. A runner owns one state machine and performs what it
+// asks for; everything slow happens on goroutines that report by events.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/arbiter"
+	"github.com/virt-ft/virt-ft/internal/config"
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/ptracer"
+	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// Early is to be called first in main: it takes over when this process was
+// started as a helper of a daemon.
+func Early() { ptracer.MaybeInject() }
+
+// Daemon protects domains of this host and stands by for others. New makes
+// it, Run runs it.
+type Daemon struct {
+	cfg   config.Config
+	log   *slog.Logger
+	store *store
+	pool  stagePool
+
+	ctx    context.Context // ends when the daemon stops
+	cancel context.CancelFunc
+	virt   *virt.Conn
+
+	mu        sync.Mutex
+	primaries map[string]*primary // by domain UUID
+	backups   map[string]*backup
+	arbiters  map[string]arbiter.Arbiter
+	hub       hub
+}
+
+// New returns a daemon for cfg; it touches nothing yet.
+func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
+	if cfg.Host == "" {
+		return nil, errors.New("config: host is empty")
+	}
+	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}}, nil
+}
+
+// Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
+// protection, until a daemon finds its marker.
+func (d *Daemon) Run(ctx context.Context) error {
+	d.ctx, d.cancel = context.WithCancel(ctx)
+	defer d.cancel()
+	if err := os.MkdirAll(d.cfg.RunDir, 0o755); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	var err error
+	if d.store, err = openStore(d.cfg.StateDir); err != nil {
+		return err
+	}
+	if d.virt, err = virt.Open(d.ctx, d.cfg.LibvirtURI, d.log); err != nil {
+		return fmt.Errorf("libvirt at %s: %w", d.cfg.LibvirtURI, err)
+	}
+	defer d.virt.Close()
+	srv := control.NewServer(d, control.ServerOptions{Socket: d.cfg.Control.Socket, Group: d.cfg.Control.Group, Log: d.log})
+	if err := srv.Open(); err != nil {
+		return err
+	}
+	defer srv.Close()
+	ln, err := replica.Listen(d.ctx, d.cfg.Listen, replica.ListenerOptions{Transport: d.transport(), Admit: d.admit, Logger: d.log})
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	d.recover()
+	var wg sync.WaitGroup
+	wg.Go(func() { d.acceptSessions(ln) })
+	failed := make(chan error, 1)
+	wg.Go(func() { failed <- srv.Serve(d.ctx) })
+	if err := control.Notify("READY=1"); err != nil {
+		d.log.Warn("systemd could not be told that we are ready", "err", err)
+	}
+	d.log.Info("ready", "host", d.cfg.Host, "listen", ln.Addr(), "libvirt", d.cfg.LibvirtURI)
+	select {
+	case <-d.ctx.Done():
+	case err = <-failed:
+	}
+	d.cancel()
+	wg.Wait()
+	d.stopAll()
+	return err
+}
+
+func (d *Daemon) stopAll() {
+	for _, r := range d.runners() {
+		r.stop()
+	}
+}
+
+// runners returns the runners of both roles.
+func (d *Daemon) runners() []*base {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var rs []*base
+	for _, p := range d.primaries {
+		rs = append(rs, &p.base)
+	}
+	for _, b := range d.backups {
+		rs = append(rs, &b.base)
+	}
+	return rs
+}
+
+// ended forgets a runner whose machine ended, unless another took its place.
+func (d *Daemon) ended(uuid string, b *base) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.primaries[uuid]; p != nil && &p.base == b {
+		delete(d.primaries, uuid)
+	}
+	if k := d.backups[uuid]; k != nil && &k.base == b {
+		delete(d.backups, uuid)
+	}
+}
+
+func (d *Daemon) limits() ftengine.Limits {
+	l := ftengine.DefaultLimits()
+	l.InFlight = d.cfg.Epoch.InFlight
+	l.Detect = d.cfg.Heartbeat.Limit
+	return l
+}
+
+// heartbeat returns the options of a session's heartbeats: both sides use what
+// the Welcome says, because leases of different lengths prove nothing.
+func heartbeat(w *replica.Welcome, stamp func() replica.Stamp) replica.MonitorOptions {
+	return replica.MonitorOptions{Period: time.Duration(w.HeartbeatPeriodNs), Limit: time.Duration(w.SilenceLimitNs), Stamp: stamp, Now: replica.Boottime}
+}
+
+func (d *Daemon) transport() replica.Transport {
+	t := d.cfg.Transport
+	return replica.Transport{Mode: t.Mode, CACert: t.CA, ServerCert: t.ServerCert, ServerKey: t.ServerKey, ClientCert: t.ClientCert, ClientKey: t.ClientKey}
+}
+
+// admit decides whether a primary may talk to us about a domain.
+func (d *Daemon) admit(_ context.Context, peer replica.Peer, hello *replica.Hello) (*replica.Welcome, *replica.Refuse) {
+	uuid := hello.Domain.String()
+	w := &replica.Welcome{State: replica.BackupNone, Host: d.cfg.Host, Software: d.Version().Version,
+		HeartbeatPeriodNs: d.cfg.Heartbeat.Period.Nanoseconds(), SilenceLimitNs: d.cfg.Heartbeat.Limit.Nanoseconds()}
+	if hello.Role != replica.RolePrimary {
+		return nil, &replica.Refuse{Code: replica.CodeProtocol, Reason: "only a primary dials"}
+	}
+	d.mu.Lock()
+	b, p := d.backups[uuid], d.primaries[uuid]
+	d.mu.Unlock()
+	if p != nil {
+		return nil, &replica.Refuse{Code: replica.CodePolicy, Reason: fmt.Sprintf("%s is protected from here to %s", hello.DomainName, p.peerAddr),
+			Remedy: "unprotect it on one of the hosts"}
+	}
+	if b == nil {
+		return w, nil
+	}
+	b.holdMu.Lock()
+	defer b.holdMu.Unlock()
+	switch {
+	case b.runs && peer.Generation <= uint64(b.holds):
+		// Said in a Welcome so that the primary learns who runs.
+		w.State, w.Generation = replica.BackupActive, uint64(b.holds)
+		return nil, &replica.Refuse{Code: replica.CodeGeneration, Reason: fmt.Sprintf("%s runs here since generation %d", hello.DomainName, b.holds),
+			Remedy: "the copy on the other host must end"}
+	case !b.accept(ftengine.Generation(peer.Generation)):
+		return nil, &replica.Refuse{Code: replica.CodeBusy, Reason: "a take-over is under way here", Remedy: "wait for its end"}
+	}
+	return w, nil
+}
+
+func (d *Daemon) acceptSessions(ln *replica.Listener) {
+	for {
+		s, err := ln.Accept(d.ctx)
+		if err != nil {
+			return
+		}
+		d.backupFor(s).serve(s)
+	}
+}
+
+// backupFor returns the runner for a session, making one if there is none.
+func (d *Daemon) backupFor(s *replica.Session) *backup {
+	uuid := s.Hello.Domain.String()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b := d.backups[uuid]; b != nil {
+		b.mu.Lock()
+		b.mark.Generation, b.mark.Protection = s.PeerGeneration, s.Protection().String()
+		b.mu.Unlock()
+		return b
+	}
+	m := marker{Domain: s.Hello.DomainName, UUID: uuid, Role: "backup", Phase: "syncing", Protection: s.Protection().String(),
+		Generation: s.PeerGeneration, PeerName: s.Hello.Host}
+	b := newBackup(d, m, nil)
+	d.backups[uuid] = b
+	b.start()
+	return b
+}
+
+// arbiterFor opens the arbiter of a protection. identity, if not empty, must
+// be that of the one we see: else the two hosts would ask two arbiters.
+func (d *Daemon) arbiterFor(ctx context.Context, kind, identity string) (arbiter.Arbiter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.arbiters[kind]
+	if a == nil {
+		var err error
+		if a, err = d.openArbiter(ctx, kind); err != nil {
+			return nil, err
+		}
+		d.arbiters[kind] = a
+	}
+	if got := identityOf(a); identity != "" && got != identity {
+		return nil, fmt.Errorf("the arbiter directory %s of host %s is not the one the primary uses: mount the same storage on both", d.cfg.Arbiter.Dir, d.cfg.Host)
+	}
+	return a, nil
+}
+
+func (d *Daemon) openArbiter(ctx context.Context, kind string) (arbiter.Arbiter, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	switch kind {
+	case config.ArbiterFile:
+		if d.cfg.Arbiter.Dir == "" {
+			return nil, fmt.Errorf("arbiter \"file\" needs a directory on storage that both hosts share: set arbiter.dir on host %s", d.cfg.Host)
+		}
+		return arbiter.OpenFile(ctx, d.cfg.Arbiter.Dir, arbiter.FileOptions{})
+	case config.ArbiterManual:
+		return arbiter.OpenManual(ctx, d.cfg.StateDir+"/grants")
+	case "":
+		return nil, errors.New("no arbiter is configured: choose who decides when a host is lost, with --arbiter file (shared directory) or --arbiter manual (you, by virt-ft activate), or set arbiter.kind")
+	}
+	return nil, fmt.Errorf("arbiter %q is not known here", kind)
+}
+
+func identityOf(a arbiter.Arbiter) string {
+	if i, ok := a.(interface{ Identity() string }); ok {
+		return i.Identity()
+	}
+	return ""
+}
+
+func verdictOf(v arbiter.Verdict, err error) ftengine.Verdict {
+	switch {
+	case errors.Is(err, arbiter.ErrOperator):
+		return ftengine.NeedOperator
+	case err != nil:
+		return ftengine.Unknown
+	case v.Won:
+		return ftengine.Won
+	}
+	return ftengine.Lost
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,0 +1,198 @@
+package daemon
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/capture"
+	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+const (
+	// livePassesMax bounds the passes of the initial sync before its pause.
+	livePassesMax = 12
+	// livePagesFew is a dirty set that needs no live pass before the pause.
+	livePagesFew = 512
+	// runShare: a guest runs at least this many times as long as the recent
+	// p90 pause before it is paused again, so that it keeps 80 % of its time.
+	runShare = 4
+	// shipQueueMax bounds the batches that wait for the data connection.
+	shipQueueMax = 16
+)
+
+// syncProgress is what an initial sync has done; safe for concurrent use.
+type syncProgress struct {
+	total, done atomic.Uint64 // bytes
+	startNs     atomic.Int64  // unix
+}
+
+// sendSetup opens the capture session and describes the guest to the backup.
+func (p *primary) sendSetup(l *link) {
+	blocks, err := p.openCapture(l.ctx)
+	if err != nil {
+		p.setError(err)
+		p.log.Error("capture cannot be opened", "err", err)
+		if errors.Is(err, capture.ErrGuestGone) {
+			return // watchGuest tells
+		}
+		p.post(ftengine.Unprotect{Reason: err.Error()})
+		return
+	}
+	xml, err := p.dom.XML(l.ctx)
+	if err != nil {
+		l.fail(err)
+		return
+	}
+	live, err := p.dom.LiveXML(l.ctx)
+	if err != nil {
+		l.fail(err)
+		return
+	}
+	machine, vcpus, err := shapeOf(xml)
+	if err != nil {
+		l.fail(err)
+		return
+	}
+	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: machine, VCPUs: vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
+		Epochs: replica.EpochConfig{MinNs: p.epochNs.Load(), IdleNs: p.epochNs.Load(), InFlightMax: uint32(p.d.limits().InFlight)}}
+	var total uint64
+	for _, b := range blocks {
+		s.Blocks = append(s.Blocks, replica.Block{Name: b.Name, UsedBytes: b.Used})
+		total += b.Used
+	}
+	p.sync.total.Store(total)
+	p.sync.done.Store(0)
+	p.sync.startNs.Store(time.Now().UnixNano())
+	l.send(0, s)
+}
+
+// openCapture starts tracking afresh: every page counts as written.
+func (p *primary) openCapture(ctx context.Context) ([]guestram.Block, error) {
+	p.closeCapture()
+	p.capMu.Lock()
+	defer p.capMu.Unlock()
+	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	p.cap = s
+	return s.Blocks(), nil
+}
+
+// capture takes one checkpoint for l and hands it to the shipper. Whatever
+// happens, it posts Captured or CaptureFailed exactly once.
+func (p *primary) capture(l *link, a ftengine.Capture) {
+	start := time.Now()
+	err := p.captureTo(l, a)
+	if err == nil && l.post(ftengine.Captured{Epoch: a.Epoch}) {
+		p.pace(start)
+		return
+	}
+	fatal := err != nil && (errors.Is(err, capture.ErrLostPipe) || errors.Is(err, errNoCapture))
+	if err != nil && p.ctx.Err() == nil && l != nil && l.ctx.Err() == nil {
+		p.log.Warn("checkpoint failed", "epoch", a.Epoch, "err", err)
+		p.setError(fmt.Errorf("epoch %d: %w", a.Epoch, err))
+	}
+	p.post(ftengine.CaptureFailed{Epoch: a.Epoch, Fatal: fatal})
+	p.pace(start)
+}
+
+var errNoCapture = errors.New("no capture session")
+
+func (p *primary) captureTo(l *link, a ftengine.Capture) error {
+	p.capMu.Lock()
+	defer p.capMu.Unlock()
+	if p.cap == nil || l == nil {
+		return errNoCapture
+	}
+	pages, err := p.livePasses(l, a)
+	if err != nil {
+		return err
+	}
+	// Not l.ctx: a checkpoint that began is bounded by PauseMax and leaves
+	// the guest running; it is not to be cut short.
+	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx))
+	if err != nil {
+		return err
+	}
+	pages += c.Phases.Pages
+	p.stats.add(c.Phases.PausedNs, pages)
+	if c.Batch != nil {
+		if err := l.enqueue(shipment{epoch: a.Epoch, batch: c.Batch}); err != nil {
+			return err
+		}
+	}
+	return l.enqueue(shipment{epoch: a.Epoch, device: c.Device, initial: a.Initial, last: true})
+}
+
+// livePasses copies dirty pages while the guest runs, so that few are left
+// for the pause. What it sends is part of the epoch that is still open.
+func (p *primary) livePasses(l *link, a ftengine.Capture) (total int, err error) {
+	passes := livePassesMax
+	if !a.Initial {
+		passes = 1
+		if p.lastDirty() < livePagesFew {
+			passes = 0
+		}
+	}
+	emit := func(b *capture.Batch) error {
+		if a.Initial {
+			p.sync.done.Add(uint64(len(b.Data)))
+			p.changed()
+		}
+		return l.enqueue(shipment{epoch: a.Epoch, batch: b})
+	}
+	for range passes {
+		n, err := p.cap.Live(l.ctx, emit)
+		total += n
+		if err != nil {
+			return total, err
+		}
+		if n < livePagesFew {
+			break
+		}
+	}
+	return total, nil
+}
+
+func (p *primary) lastDirty() int {
+	p.stats.mu.Lock()
+	defer p.stats.mu.Unlock()
+	return p.stats.dirty
+}
+
+// pace asks for the next epoch: not sooner than the configured interval after
+// the start of this one, and not before the guest had its share of time.
+func (p *primary) pace(start time.Time) {
+	_, p90, _, _ := p.stats.percentiles()
+	wait := max(time.Until(start.Add(time.Duration(p.epochNs.Load()))), time.Duration(runShare*p90))
+	p.async(func() {
+		afterOrDone(p.ctx, wait)
+		p.post(ftengine.PaceDue{})
+	})
+}
+
+// shapeOf reads what a migration stream must say of the machine.
+func shapeOf(domainXML string) (machine string, vcpus uint32, err error) {
+	var x struct {
+		VCPU uint32 `xml:"vcpu"`
+		OS   struct {
+			Type struct {
+				Machine string `xml:"machine,attr"`
+			} `xml:"type"`
+		} `xml:"os"`
+	}
+	if err := xml.Unmarshal([]byte(domainXML), &x); err != nil {
+		return "", 0, fmt.Errorf("domain XML: %w", err)
+	}
+	if x.OS.Type.Machine == "" {
+		return "", 0, errors.New("domain XML names no machine type")
+	}
+	return x.OS.Type.Machine, x.VCPU, nil
+}

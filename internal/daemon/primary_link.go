@@ -1,0 +1,226 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// link is one session with the backup, seen from the primary.
+type link struct {
+	p      *primary
+	s      *replica.Session
+	beat   *replica.Monitor
+	ctx    context.Context
+	cancel context.CancelFunc
+	ship   chan shipment // what the data connection has to send, in order
+
+	mu   sync.Mutex
+	dead bool // no event of this link may be posted any more
+}
+
+// post hands an event of this link to the machine, unless the link is over:
+// then its word counts no more.
+func (l *link) post(e ftengine.Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead {
+		return false
+	}
+	l.p.post(e)
+	return true
+}
+
+// end closes the link. The first call posts last, if it is not nil.
+func (l *link) end(last ftengine.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead {
+		return
+	}
+	l.dead = true
+	l.cancel()
+	l.s.Close()
+	if last != nil {
+		l.p.post(last)
+	}
+}
+
+// fail ends the link for a reason that the machine has to know.
+func (l *link) fail(err error) {
+	l.mu.Lock()
+	dead := l.dead
+	l.mu.Unlock()
+	if !dead {
+		l.p.log.Warn("connection to the backup lost", "err", err)
+	}
+	l.end(ftengine.SessionDown{How: lossOf(err)})
+}
+
+func lossOf(err error) ftengine.Loss {
+	if errors.Is(err, replica.ErrPeerSilent) {
+		return ftengine.Silent
+	}
+	return ftengine.Closed
+}
+
+// send queues a control message. A failed send ends the link.
+func (l *link) send(epoch uint64, m replica.Message) {
+	l.p.async(func() {
+		st := replica.Stamp{Generation: l.p.generation(), Epoch: epoch}
+		if err := l.s.Control.Send(l.ctx, st, m); err != nil {
+			l.fail(fmt.Errorf("%s: %w", m.Type(), err))
+		}
+	})
+}
+
+func (p *primary) currentLink() *link {
+	p.linkMu.Lock()
+	defer p.linkMu.Unlock()
+	return p.link
+}
+
+func (p *primary) withLink(f func(*link)) {
+	if l := p.currentLink(); l != nil {
+		f(l)
+	}
+}
+
+// dropLink ends the link without an event: the machine asked for it.
+func (p *primary) dropLink() {
+	p.linkMu.Lock()
+	l := p.link
+	p.link = nil
+	p.linkMu.Unlock()
+	if l != nil {
+		l.mu.Lock()
+		was := l.dead
+		l.dead = true
+		l.mu.Unlock()
+		if !was {
+			l.cancel()
+			l.s.Close()
+		}
+	}
+}
+
+const (
+	dialTimeout    = 3 * time.Second
+	dialBackoffMin = 50 * time.Millisecond
+	dialBackoffMax = 2 * time.Second
+)
+
+// connect dials until a session is agreed on or the runner ends.
+func (p *primary) connect() {
+	if !p.connecting.CompareAndSwap(false, true) {
+		return
+	}
+	defer p.connecting.Store(false)
+	backoff := dialBackoffMin
+	for p.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
+		s, err := p.dial(ctx)
+		cancel()
+		if err == nil {
+			p.adopt(s)
+			return
+		}
+		var refused *replica.RefusedError
+		if errors.As(err, &refused) {
+			p.setError(err)
+			if refused.Code == replica.CodeGeneration && refused.Generation > p.generation() {
+				p.post(ftengine.SessionUp{Generation: ftengine.Generation(refused.Generation), PeerRuns: true})
+				return
+			}
+			if refused.Code == replica.CodePolicy || refused.Code == replica.CodeVersion {
+				p.post(ftengine.Unprotect{Reason: refused.Error()})
+				return
+			}
+		} else if p.ctx.Err() == nil {
+			p.setError(fmt.Errorf("the backup at %s does not answer: %w", p.peerAddr, err))
+		}
+		afterOrDone(p.ctx, backoff)
+		backoff = min(2*backoff, dialBackoffMax)
+	}
+}
+
+// adopt makes s the link and reads from it until it ends.
+func (p *primary) adopt(s *replica.Session) {
+	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax)}
+	l.ctx, l.cancel = context.WithCancel(p.ctx)
+	var err error
+	l.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp { return replica.Stamp{Generation: p.generation()} }))
+	if err != nil {
+		p.setError(err)
+		s.Close()
+		return
+	}
+	p.linkMu.Lock()
+	old := p.link
+	p.link = l
+	p.linkMu.Unlock()
+	if old != nil {
+		old.end(nil)
+	}
+	p.setError(nil)
+	p.mu.Lock()
+	p.mark.PeerName = s.Welcome.Host
+	p.mu.Unlock()
+	p.async(func() { l.shipAll() })
+	p.async(func() { l.fail(l.beat.Run(l.ctx)) })
+	p.async(func() { l.fail(l.read()) })
+	l.post(ftengine.SessionUp{Generation: peerGeneration(s.Welcome), PeerRuns: s.Welcome.State == replica.BackupActive})
+}
+
+// peerGeneration is what the backup holds for itself; a standby holds nothing.
+func peerGeneration(w *replica.Welcome) ftengine.Generation {
+	if w.State == replica.BackupActive {
+		return ftengine.Generation(w.Generation)
+	}
+	return 0
+}
+
+// read turns what the backup says into events until the connection ends.
+func (l *link) read() error {
+	for {
+		f, err := l.s.Control.Recv(l.ctx)
+		if err != nil {
+			return err
+		}
+		if handled, err := l.beat.Observe(f); err != nil {
+			return err
+		} else if handled {
+			continue
+		}
+		switch m := f.Msg.(type) {
+		case *replica.Ready:
+			l.post(ftengine.StandbyReady{})
+		case *replica.Ack:
+			l.p.stats.acked()
+			l.post(ftengine.Acked{Epoch: ftengine.Epoch(f.Epoch)})
+		case *replica.Rehearsed:
+			l.post(ftengine.Rehearsed{OK: m.OK, Reason: m.Reason})
+		case *replica.Activated:
+			l.post(ftengine.PeerActivated{Generation: ftengine.Generation(f.Generation)})
+		case *replica.Bye:
+			l.post(ftengine.PeerStoodDown{})
+		case *replica.Error:
+			return fmt.Errorf("the backup reports: %s (%s)", m.Text, m.Code)
+		case *replica.Committed:
+		default:
+			return fmt.Errorf("%s is not for a primary: %w", m.Type(), replica.ErrMalformed)
+		}
+	}
+}
+
+func (p *primary) dial(ctx context.Context) (*replica.Session, error) {
+	d := replica.Dialer{Transport: p.d.transport(), HandshakeTimeout: dialTimeout}
+	gen := p.generation()
+	return d.Dial(ctx, p.peerAddr, p.id, gen, replica.Hello{Role: replica.RolePrimary, WantGeneration: gen, Domain: p.domain,
+		DomainName: p.name, Host: p.d.cfg.Host, Software: p.d.Version().Version})
+}

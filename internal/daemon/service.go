@@ -1,0 +1,363 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/config"
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+const (
+	// connectGrace is how long protect waits for a peer to answer at all.
+	connectGrace = 10 * time.Second
+	// endGrace is how long a command waits for a protection to end.
+	endGrace = 60 * time.Second
+)
+
+// Version implements control.Service.
+func (d *Daemon) Version() control.Version {
+	v := control.BuildVersion()
+	v.Host = d.cfg.Host
+	return v
+}
+
+// Protect implements control.Service.
+func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, progress func(control.Status)) error {
+	p, err := d.prepare(ctx, req)
+	if err != nil || req.DryRun {
+		return err
+	}
+	changed, stop := p.subscribe()
+	defer stop()
+	p.start()
+	began := time.Now()
+	tick := time.NewTicker(200 * time.Millisecond) // rates and ages change without an event
+	defer tick.Stop()
+	for {
+		st := p.report()
+		progress(st)
+		if st.State == control.StateProtected {
+			return nil
+		}
+		if st.State == ftengine.PrimaryConnecting.String() && st.Error != "" && time.Since(began) > connectGrace {
+			d.endPrimary(p, "the backup never answered")
+			return control.Errorf(control.CodeUnavailable, "is virt-ft's daemon running there, and the port open?", "%s", st.Error)
+		}
+		select {
+		case <-p.done:
+			return control.Errorf(control.CodeRefused, "", "%s is not protected: %s", p.name, p.lastReason())
+		case <-ctx.Done():
+			d.endPrimary(p, "protect was interrupted")
+			return ctx.Err()
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// prepare checks everything that can be known before the guest is touched and
+// registers the runner.
+func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*primary, error) {
+	interval, err := d.epochInterval(req.Epoch)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := d.peerAddr(req.To)
+	if err != nil {
+		return nil, err
+	}
+	dom, pid, err := d.running(ctx, req.Domain)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.refuse(ctx, dom, req.To); err != nil {
+		return nil, err
+	}
+	kind := req.Arbiter
+	if kind == "" {
+		kind = d.cfg.Arbiter.Kind
+	}
+	arb, err := d.arbiterFor(ctx, kind, "")
+	if err != nil {
+		return nil, control.Errorf(control.CodeInvalid, "", "%w", err)
+	}
+	if req.DryRun {
+		return nil, nil
+	}
+	gen := d.store.lastGeneration(dom.UUID())
+	if r, err := arb.Inspect(ctx, dom.UUID()); err == nil {
+		gen = max(gen, r.Generation)
+	} else {
+		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
+	}
+	m := marker{Domain: dom.Name(), UUID: dom.UUID(), Role: "primary", Phase: "connecting", Protection: strings.ReplaceAll(randomUUID(), "-", ""),
+		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, EpochNs: interval.Nanoseconds()}
+	return d.register(m, dom, pid)
+}
+
+// register makes the runner of a domain's primary, which must be the only one.
+func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error) {
+	arb, err := d.arbiterFor(d.ctx, m.Arbiter, "")
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	old := d.backups[m.UUID]
+	d.mu.Unlock()
+	if old != nil {
+		if !old.active() {
+			return nil, control.Errorf(control.CodeConflict, "run virt-ft protect on the host where the guest runs", "this host stands by for %s", m.Domain)
+		}
+		old.stop() // its work is done: the guest is an ordinary one here now
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.primaries[m.UUID]; p != nil {
+		return nil, control.Errorf(control.CodeConflict, "see virt-ft status "+m.Domain, "%s is protected already, to %s", m.Domain, p.peerAddr)
+	}
+	p, err := newPrimary(d, dom, pid, m, arb)
+	if err != nil {
+		return nil, err
+	}
+	d.primaries[m.UUID] = p
+	return p, nil
+}
+
+func (d *Daemon) epochInterval(s string) (time.Duration, error) {
+	if s == "" {
+		return d.cfg.Epoch.Interval, nil
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v < d.cfg.Epoch.Min || v > d.cfg.Epoch.Max {
+		return 0, control.Errorf(control.CodeInvalid, "", "epoch %q: a time from %v to %v is expected, such as 25ms", s, d.cfg.Epoch.Min, d.cfg.Epoch.Max)
+	}
+	return v, nil
+}
+
+// peerAddr resolves a name of the configuration, or takes to as an address.
+func (d *Daemon) peerAddr(to string) (string, error) {
+	if to == "" {
+		return "", control.Errorf(control.CodeInvalid, "name it with --to HOST", "no peer was named")
+	}
+	addr := to
+	if a, ok := d.cfg.Peers[to]; ok {
+		addr = a
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), config.DefaultPort)
+	}
+	return addr, nil
+}
+
+func (d *Daemon) running(ctx context.Context, name string) (*virt.Domain, int, error) {
+	dom, err := d.lookup(ctx, name)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := dom.State(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !st.Active() {
+		return nil, 0, control.Errorf(control.CodeConflict, "start it first: virsh start "+dom.Name(), "%s does not run on this host", dom.Name())
+	}
+	pid, err := dom.PID()
+	if err != nil {
+		return nil, 0, err
+	}
+	return dom, pid, nil
+}
+
+func (d *Daemon) lookup(ctx context.Context, name string) (*virt.Domain, error) {
+	dom, err := d.virt.Lookup(ctx, name)
+	switch {
+	case errors.Is(err, virt.ErrNoDomain):
+		return nil, control.Errorf(control.CodeNotFound, "virsh list --all shows the domains of this host", "there is no domain %q on this host", name)
+	case errors.Is(err, virt.ErrDisconnected):
+		return nil, control.Errorf(control.CodeUnavailable, "is libvirtd running?", "libvirt at %s does not answer: %w", d.cfg.LibvirtURI, err)
+	}
+	return dom, err
+}
+
+// endPrimary ends a protection in order and waits for it, within bounds.
+func (d *Daemon) endPrimary(p *primary, reason string) {
+	go p.post(ftengine.Unprotect{Reason: reason})
+	select {
+	case <-p.done:
+	case <-time.After(endGrace):
+		p.log.Error("the protection does not end in time; it is cut off", "after", endGrace)
+		p.stop()
+	}
+}
+
+// Unprotect implements control.Service.
+func (d *Daemon) Unprotect(ctx context.Context, domain string) error {
+	p, b := d.find(domain)
+	switch {
+	case p != nil:
+		d.endPrimary(p, "unprotected by the operator")
+		return nil
+	case b != nil && b.connected():
+		return control.Errorf(control.CodeConflict, "run virt-ft unprotect on host "+b.peerName(), "this host stands by for %s, whose primary is connected", b.name)
+	case b != nil && b.active():
+		b.stop()
+		return nil
+	case b != nil:
+		go b.post(ftengine.StandDown{Reason: "the operator gave the standby up"})
+		select {
+		case <-b.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return d.notProtected(ctx, domain)
+}
+
+// Activate implements control.Service.
+func (d *Daemon) Activate(ctx context.Context, domain string, force bool) error {
+	p, b := d.find(domain)
+	switch {
+	case b != nil:
+		if err := b.activate(ctx, force); err != nil {
+			return control.Errorf(control.CodeConflict, "", "%s was not activated: %w", domain, err)
+		}
+		return nil
+	case p != nil:
+		return control.Errorf(control.CodeConflict, "run virt-ft activate on the host that stands by", "%s runs here; it is protected to %s", p.name, p.peerAddr)
+	}
+	return d.notProtected(ctx, domain)
+}
+
+// find returns the runner of a domain, by name or UUID.
+func (d *Daemon) find(domain string) (*primary, *backup) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for uuid, p := range d.primaries {
+		if uuid == domain || p.name == domain {
+			return p, nil
+		}
+	}
+	for uuid, b := range d.backups {
+		if uuid == domain || b.name == domain {
+			return nil, b
+		}
+	}
+	return nil, nil
+}
+
+// notProtected says so, with the last word on the domain if there is one.
+func (d *Daemon) notProtected(ctx context.Context, domain string) error {
+	ms, _ := d.store.all()
+	for _, m := range ms {
+		if (m.UUID == domain || m.Domain == domain) && m.Reason != "" {
+			return control.Errorf(control.CodeNotProtected, "", "%s is not protected any more: %s", m.Domain, m.Reason)
+		}
+	}
+	if _, err := d.lookup(ctx, domain); err != nil {
+		return err
+	}
+	return control.Errorf(control.CodeNotProtected, fmt.Sprintf("virt-ft protect %s --to HOST", domain), "%s is not protected", domain)
+}
+
+// Status implements control.Service.
+func (d *Daemon) Status(ctx context.Context, domain string) ([]control.Status, error) {
+	if domain != "" {
+		p, b := d.find(domain)
+		switch {
+		case p != nil:
+			return []control.Status{p.report()}, nil
+		case b != nil:
+			return []control.Status{b.report()}, nil
+		}
+		return nil, d.notProtected(ctx, domain)
+	}
+	d.mu.Lock()
+	var all []control.Status
+	for _, p := range d.primaries {
+		all = append(all, p.report())
+	}
+	for _, b := range d.backups {
+		all = append(all, b.report())
+	}
+	d.mu.Unlock()
+	slices.SortFunc(all, func(a, b control.Status) int { return strings.Compare(a.Domain, b.Domain) })
+	return all, nil
+}
+
+// Events implements control.Service.
+func (d *Daemon) Events(ctx context.Context) (<-chan control.Event, error) {
+	return d.hub.subscribe(ctx), nil
+}
+
+// recover takes up what an earlier daemon left behind.
+func (d *Daemon) recover() {
+	d.destroyLeftovers()
+	ms, err := d.store.all()
+	if err != nil {
+		d.log.Error("some markers cannot be read; their protections are not taken up again", "err", err)
+	}
+	for _, m := range ms {
+		if m.ended() {
+			continue
+		}
+		if err := d.takeUp(m); err != nil {
+			d.log.Error("a protection is not taken up again", "domain", m.Domain, "phase", m.Phase, "err", err)
+		}
+	}
+}
+
+// destroyLeftovers ends standbys that nobody can feed any more: the socket to
+// their QEMU died with the daemon that made them.
+func (d *Daemon) destroyLeftovers() {
+	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
+	defer cancel()
+	doms, err := d.virt.Leftovers(ctx)
+	if err != nil {
+		d.log.Error("standbys of an earlier daemon cannot be listed", "err", err)
+	}
+	for _, dom := range doms {
+		if m, err := d.store.get(dom.UUID()); err == nil && m.Role == "backup" && (m.Phase == "claimed" || m.Phase == "active") {
+			if st, err := dom.State(ctx); err == nil && st.Status == virt.Running {
+				continue // it is the guest now
+			}
+		}
+		d.log.Info("a standby of an earlier daemon is destroyed", "domain", dom.Name(), "err", dom.Destroy(ctx))
+	}
+}
+
+func (d *Daemon) takeUp(m marker) error {
+	if m.Role != "primary" {
+		m.Phase, m.Reason = "ended", "the daemon of the backup was restarted; the primary begins again by itself"
+		return d.store.put(m)
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
+	defer cancel()
+	dom, pid, err := d.running(ctx, m.UUID)
+	var gone *control.Error
+	if errors.As(err, &gone) && (gone.Code == control.CodeConflict || gone.Code == control.CodeNotFound) {
+		m.Phase, m.Reason = "ended", "the guest did not run any more when the daemon was started again"
+		return d.store.put(m)
+	}
+	if err != nil {
+		return err
+	}
+	p, err := d.register(m, dom, pid)
+	if err != nil {
+		return err
+	}
+	d.log.Info("a protection is taken up again", "domain", m.Domain, "phase", m.Phase, "generation", m.Generation)
+	p.start()
+	return nil
+}
+
+var _ = fs.ErrNotExist

@@ -1,0 +1,164 @@
+// Package e2e tests virt-ft as its users meet it: two hosts of the lab, each
+// with a real libvirtd, a real daemon and the real command line, and a Linux
+// guest that keeps checksums of its own memory.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// stepMax bounds each wait of these tests. It is generous because the
+// machines that run them are small and shared; nothing is asserted about time.
+const stepMax = 3 * time.Minute
+
+var binary string // the virt-ft program under test, built by TestMain
+
+func TestMain(m *testing.M) {
+	lab.MaybeHost()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "virt-ft-e2e-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "virt-ft")
+	if out, err := exec.Command("go", "build", "-o", binary, "github.com/virt-ft/virt-ft/cmd/virt-ft").CombinedOutput(); err != nil {
+		os.Stderr.Write(out)
+		panic(err)
+	}
+	return m.Run()
+}
+
+// pair is two hosts with daemons, and what watches them from outside.
+type pair struct {
+	*lab.Lab
+	t   *testing.T
+	ctx context.Context
+	out *lab.Observer
+}
+
+// newPair makes two hosts with running daemons. extra is TOML for both
+// daemons' configurations.
+func newPair(t *testing.T, extra string) *pair {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	t.Cleanup(cancel)
+	l, err := lab.New(ctx, lab.Options{Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	skipIfMissing(t, err)
+	p := &pair{Lab: l, t: t, ctx: ctx}
+	t.Cleanup(func() {
+		p.showLogs()
+		l.Close()
+	})
+	p.must(l.InstallDaemons(binary, extra))
+	p.must(l.StartDaemons(ctx))
+	p.out, err = lab.NewObserver(l, 50*time.Millisecond)
+	p.must(err)
+	t.Cleanup(p.out.Close)
+	return p
+}
+
+// skipIfMissing skips on what this machine lacks and fails on the rest.
+func skipIfMissing(t *testing.T, err error) {
+	t.Helper()
+	var missing *lab.MissingError
+	if errors.As(err, &missing) {
+		t.Skip(missing)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *pair) must(err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// step returns a context for one wait.
+func (p *pair) step() context.Context {
+	ctx, cancel := context.WithTimeout(p.ctx, stepMax)
+	p.t.Cleanup(cancel)
+	return ctx
+}
+
+// guest boots a guest on host A.
+func (p *pair) guest(shape lab.GuestOptions) *lab.Guest {
+	p.t.Helper()
+	assets, err := lab.FindAssets()
+	skipIfMissing(p.t, err)
+	boot, err := p.InstallBoot(assets)
+	p.must(err)
+	shape.Kernel, shape.Initrd, shape.NIC = boot.Kernel, boot.Initrd, true
+	g, err := p.A.StartGuest(p.step(), shape)
+	p.must(err)
+	return g
+}
+
+// protect runs virt-ft protect on the host from, to the other one.
+func (p *pair) protect(from *lab.Host, domain string, args ...string) {
+	p.t.Helper()
+	_, err := from.Ctl(p.step(), append([]string{"protect", domain, "--to", p.Peer(from).Name}, args...)...)
+	p.must(err)
+}
+
+// state waits for one of states on a host.
+func (p *pair) state(h *lab.Host, domain string, states ...string) lab.Protection {
+	p.t.Helper()
+	s, err := h.WaitState(p.step(), domain, states...)
+	p.must(err)
+	return s
+}
+
+// tickFrom waits for a tick that comes from h after now.
+func (p *pair) tickFrom(h *lab.Host) lab.Observation {
+	p.t.Helper()
+	now := time.Now()
+	o, err := p.out.WaitTick(p.step(), func(o lab.Observation) bool { return o.Host == h.Name && o.At.After(now) })
+	if err != nil {
+		p.t.Fatalf("the guest is not heard from %s: %v", h.Name, err)
+	}
+	return o
+}
+
+// verified waits until the guest on h checked all of its memory twice more
+// and fails on any error it found.
+func (p *pair) verified(h *lab.Host) lab.Observation {
+	p.t.Helper()
+	first := p.tickFrom(h)
+	o, err := p.out.WaitTick(p.step(), func(o lab.Observation) bool { return o.Host == h.Name && o.Passes >= first.Passes+2 })
+	p.must(err)
+	if o.MemErrors != 0 {
+		p.t.Fatalf("the guest found %d wrong pages of its memory", o.MemErrors)
+	}
+	return o
+}
+
+// showLogs prints the daemons' logs of a failed test.
+func (p *pair) showLogs() {
+	if !p.t.Failed() {
+		return
+	}
+	for _, h := range p.Hosts() {
+		if h.Daemon == nil {
+			continue
+		}
+		if b, err := os.ReadFile(h.Daemon.LogPath()); err == nil {
+			p.t.Logf("daemon of %s:\n%s", h.Name, b[max(0, len(b)-16000):])
+		}
+	}
+}
