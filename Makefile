@@ -1,0 +1,56 @@
+# virt-ft. `make` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+GOFLAGS_BUILD := -trimpath
+PKG ?= ./...
+RUN ?= .
+# Packages run one after the other: each lab wants the machine for itself.
+GOTEST := go run ./test/gotest -count=1 -p 1 -timeout 20m -run '$(RUN)' $(if $(V),-v)
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## install what building and testing need (Debian; quick when all is there)
+	@test/scripts/deps.sh
+
+.PHONY: kernel
+kernel: ## fetch a guest kernel into build/kernel
+	@test/scripts/kernel.sh
+
+.PHONY: build
+build: ## build build/virt-ft
+	go build $(GOFLAGS_BUILD) -o build/virt-ft ./cmd/virt-ft
+
+.PHONY: guest
+guest: ## build the init of the lab's guest
+	@CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -ldflags='-s -w' -o build/guest/init ./test/guest
+
+.PHONY: check
+check: ## gofmt and vet
+	@bad=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad" >&2; exit 1; fi
+	go vet ./...
+
+.PHONY: test
+test: deps kernel guest check ## everything CI runs (PKG=./x RUN=TestY V=1 narrow it)
+	@$(GOTEST) $(PKG)
+
+.PHONY: demo
+demo: deps kernel guest build ## two hosts, one guest, one failure
+	@go build $(GOFLAGS_BUILD) -o build/lab-demo ./test/demo
+	@exec build/lab-demo $(DEMO)
+
+.PHONY: bench
+bench: deps ## micro-benchmarks
+	go test -run '^$$' -bench . -benchmem -p 1 $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME
+	@test/scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove what was built, kernel included
+	rm -rf build

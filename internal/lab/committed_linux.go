@@ -1,0 +1,90 @@
+package lab
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab/guestapi"
+)
+
+// Counter returns the tick counter alone. In the memory of a standby, which
+// may hold a guest stopped in the middle of an update, it is all that is safe
+// to read.
+func (b *Beacon) Counter() (uint64, error) {
+	var v [8]byte
+	err := b.peek(v[:], guestapi.CounterOffset)
+	return binary.LittleEndian.Uint64(v[:]), err
+}
+
+// Committed watches the counter in a standby's memory from outside: what it
+// shows is what the backup committed, until the guest runs there. Its methods
+// may be called concurrently.
+type Committed struct {
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu      sync.Mutex
+	changes []change
+}
+
+type change struct {
+	at      time.Time
+	counter uint64
+}
+
+// committedPoll is short against the quickest activation.
+const committedPoll = 200 * time.Microsecond
+
+// WatchCommitted starts watching b. Close it.
+func WatchCommitted(ctx context.Context, b *Beacon) *Committed {
+	ctx, cancel := context.WithCancel(ctx)
+	c := &Committed{stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		var last uint64
+		for ctx.Err() == nil {
+			if v, err := b.Counter(); err == nil && v != last {
+				last = v
+				c.mu.Lock()
+				c.changes = append(c.changes, change{time.Now(), v})
+				c.mu.Unlock()
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(committedPoll):
+			}
+		}
+	}()
+	return c
+}
+
+// Last returns the counter of the last commit before the guest ran. fault is
+// when the primary was struck, seen when the first tick from the backup came:
+// the memory stood still for longest while the backup took over, since it
+// changes with each commit before and with each tick after.
+func (c *Committed) Last(fault, seen time.Time) (counter uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var longest time.Duration
+	for i, x := range c.changes {
+		end := seen
+		if i+1 < len(c.changes) && c.changes[i+1].at.Before(seen) {
+			end = c.changes[i+1].at
+		}
+		if x.at.After(seen) || end.Before(fault) {
+			continue
+		}
+		if still := end.Sub(x.at); still > longest {
+			longest, counter, ok = still, x.counter, true
+		}
+	}
+	return counter, ok
+}
+
+// Close stops watching.
+func (c *Committed) Close() {
+	c.stop()
+	<-c.done
+}

@@ -1,0 +1,151 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	daemonConfigPath = "/etc/virt-ft/virt-ft.toml"
+	// ctlPath is where hosts see the program under test: the lab's own copy,
+	// which a rebuild in the meantime does not change.
+	ctlName = "virt-ft"
+)
+
+// InstallDaemons gives both hosts the virt-ft program binary, each with a
+// configuration that names the other as a peer: plain transport, the file
+// arbiter on the shared directory, and what extra (TOML, may be empty) adds at
+// the top level. Start them with h.Daemon.Start.
+func (l *Lab) InstallDaemons(binary, extra string) error {
+	program, err := os.ReadFile(binary)
+	if err != nil {
+		return &MissingError{What: binary, Remedy: "run make build"}
+	}
+	path := filepath.Join(l.Dir, ctlName)
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	for _, h := range l.Hosts() {
+		h.ctl = path
+		if err := h.Configure(extra); err != nil {
+			return err
+		}
+		h.SetDaemon([]string{path, "daemon"}, nil, func(ctx context.Context) error {
+			_, err := h.Ctl(ctx, "version")
+			return err
+		})
+	}
+	return nil
+}
+
+// Configure writes the daemon's configuration on the host; it counts from the
+// daemon's next start.
+func (h *Host) Configure(extra string) error {
+	peer := h.lab.Peer(h)
+	text := fmt.Sprintf(`host = %q
+%s
+[transport]
+mode = "plain"
+[arbiter]
+kind = "file"
+dir = %q
+[peers]
+%s = %q
+`, h.Name, extra, SharedDir, peer.Name, peer.Repl)
+	path, err := h.Root(daemonConfigPath)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	return nil
+}
+
+// StartDaemons starts the daemons of both hosts.
+func (l *Lab) StartDaemons(ctx context.Context) error {
+	for _, h := range l.Hosts() {
+		if err := h.Daemon.Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Ctl runs a virt-ft command on the host and returns its standard output.
+func (h *Host) Ctl(ctx context.Context, args ...string) (string, error) {
+	return h.Run(ctx, h.ctl, args...)
+}
+
+// CtlPath is the virt-ft program as the host sees it.
+func (h *Host) CtlPath() string { return h.ctl }
+
+// Protection is what the lab reads of `virt-ft status -o json`.
+type Protection struct {
+	Domain     string   `json:"domain"`
+	Role       string   `json:"role"`
+	State      string   `json:"state"`
+	Generation uint64   `json:"generation"`
+	Error      string   `json:"error"`
+	Warnings   []string `json:"warnings"`
+	Epoch      struct {
+		Captured  uint64 `json:"captured"`
+		Acked     uint64 `json:"acked"`
+		Committed uint64 `json:"committed"`
+	} `json:"epoch"`
+	Pause struct {
+		P50Ms float64 `json:"p50_ms"`
+		P99Ms float64 `json:"p99_ms"`
+	} `json:"pause"`
+	DirtyPages int     `json:"dirty_pages"`
+	BytesSent  uint64  `json:"bytes_sent"`
+	RateBps    float64 `json:"rate_bps"`
+	FailoverMs float64 `json:"failover_ms"`
+}
+
+// Protections returns what the host's daemon says of a domain, or of all when
+// domain is empty. A domain that it knows nothing of is an error.
+func (h *Host) Protections(ctx context.Context, domain string) ([]Protection, error) {
+	args := []string{"status", "-o", "json"}
+	if domain != "" {
+		args = append(args, domain)
+	}
+	out, err := h.Ctl(ctx, args...)
+	if strings.TrimSpace(out) == "" && err != nil {
+		return nil, err
+	}
+	var ps []Protection
+	if err := json.Unmarshal([]byte(out), &ps); err != nil {
+		return nil, fmt.Errorf("lab: %s: status: %w", h.Name, err)
+	}
+	return ps, nil
+}
+
+// WaitState waits until the host's daemon reports one of states for a domain.
+func (h *Host) WaitState(ctx context.Context, domain string, states ...string) (Protection, error) {
+	var last Protection
+	for {
+		ps, err := h.Protections(ctx, domain)
+		if err == nil && len(ps) > 0 {
+			last = ps[0]
+			for _, s := range states {
+				if last.State == s {
+					return last, nil
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return last, fmt.Errorf("lab: %s: %s did not become %s, it is %q %s: %w (%v)", h.Name, domain, strings.Join(states, " or "), last.State, last.Error, ctx.Err(), err)
+		case <-time.After(readyPoll):
+		}
+	}
+}

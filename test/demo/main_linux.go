@@ -1,0 +1,257 @@
+// Command demo shows what virt-ft is for: it makes two hosts, boots a Linux
+// guest on host A as an ordinary libvirt domain, protects it to host B while it
+// works, kills its QEMU, and watches the guest go on at B. Its last line is
+// JSON. Ctrl-C ends it cleanly at any moment.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// result is the closing line.
+type result struct {
+	Demo           string  `json:"demo"`
+	Epochs         uint64  `json:"epochs"`
+	PauseP50Ms     float64 `json:"pause_p50_ms"`
+	PauseP99Ms     float64 `json:"pause_p99_ms"`
+	FailoverMs     float64 `json:"failover_ms"` // SIGKILL to the first datagram from host B
+	LostMs         float64 `json:"lost_ms"`     // guest time rolled back
+	MemoryErrors   uint64  `json:"memory_errors"`
+	Verifications  uint64  `json:"memory_passes_after"` // of the whole working set, after failover
+	CommittedTick  uint64  `json:"committed_tick"`      // in the backup's memory when QEMU died
+	FirstTickAfter uint64  `json:"first_tick_after"`
+	SameBoot       bool    `json:"same_boot"`
+	SameProcess    bool    `json:"same_process"`
+	UptimeS        float64 `json:"uptime_s"`
+	GuestReadyMs   int64   `json:"guest_ready_ms"`
+	ProtectMs      int64   `json:"protect_ms"`
+	Error          string  `json:"error,omitempty"`
+}
+
+// demo is one run.
+type demo struct {
+	lab     *lab.Lab
+	out     *lab.Observer
+	guest   *lab.Guest
+	watch   time.Duration
+	hold    bool
+	epoch   time.Duration
+	result  result
+	binary  string
+	started time.Time
+}
+
+func main() {
+	lab.MaybeHost()
+	d := demo{started: time.Now()}
+	flag.BoolVar(&d.hold, "hold", false, "keep the lab after the failover until Ctrl-C")
+	flag.DurationVar(&d.watch, "watch", 8*time.Second, "how long the guest works protected, and how long it is watched after the failover")
+	flag.DurationVar(&d.epoch, "epoch", 25*time.Millisecond, "epoch interval")
+	flag.StringVar(&d.binary, "virt-ft", "build/virt-ft", "the program to show")
+	limit := flag.Duration("timeout", 5*time.Minute, "give up after")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if !d.hold {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *limit)
+		defer cancel()
+	}
+	d.result.Demo = "ok"
+	if err := d.run(ctx); err != nil {
+		d.result.Demo, d.result.Error = "failed", err.Error()
+	}
+	line, err := json.Marshal(d.result)
+	if err != nil {
+		panic(err) // plain fields always marshal
+	}
+	fmt.Println(string(line))
+	if d.result.Error != "" {
+		os.Exit(1)
+	}
+}
+
+func (d *demo) run(ctx context.Context) (err error) {
+	if err := d.build(ctx); err != nil {
+		if d.lab != nil {
+			d.lab.Close()
+		}
+		return err
+	}
+	defer d.lab.Close()
+	defer d.out.Close()
+	defer func() {
+		if err != nil && !errors.Is(err, context.Canceled) {
+			d.showLogs()
+		}
+	}()
+	if err := d.protect(ctx); err != nil {
+		return err
+	}
+	if err := d.work(ctx); err != nil {
+		return err
+	}
+	if err := d.strike(ctx); err != nil {
+		return err
+	}
+	if d.hold {
+		say("holding; host A is process %d, host B is process %d (nsenter -a -t PID)", d.lab.A.Pid(), d.lab.B.Pid())
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// build makes hosts, daemons and the guest.
+func (d *demo) build(ctx context.Context) error {
+	assets, err := lab.FindAssets()
+	if err != nil {
+		return err
+	}
+	if d.lab, err = lab.New(ctx, lab.Options{Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}); err != nil {
+		return err
+	}
+	say("hosts A and B are up, each with its own libvirtd (%d ms)", time.Since(d.started).Milliseconds())
+	if err := d.lab.InstallDaemons(d.binary, ""); err != nil {
+		return err
+	}
+	if err := d.lab.StartDaemons(ctx); err != nil {
+		return err
+	}
+	if d.out, err = lab.NewObserver(d.lab, 50*time.Millisecond); err != nil {
+		return err
+	}
+	boot, err := d.lab.InstallBoot(assets)
+	if err != nil {
+		return err
+	}
+	boot.NIC = true
+	start := time.Now()
+	if d.guest, err = d.lab.A.StartGuest(ctx, boot); err != nil {
+		return err
+	}
+	d.result.GuestReadyMs = time.Since(start).Milliseconds()
+	say("guest %s, an ordinary libvirt domain, booted on host A (%d ms); boot id %s", d.guest.Name, d.result.GuestReadyMs, d.guest.Ready.BootID)
+	return nil
+}
+
+// protect runs the command a user would run, and shows what it prints.
+func (d *demo) protect(ctx context.Context) error {
+	a := d.lab.A
+	start := time.Now()
+	say("host A# virt-ft protect %s --to %s --epoch %v", d.guest.Name, d.lab.B.Name, d.epoch)
+	cmd := exec.CommandContext(ctx, a.CtlPath(), "protect", d.guest.Name, "--to", d.lab.B.Name, "--epoch", d.epoch.String())
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	p, err := a.Start(cmd)
+	if err == nil {
+		err = p.Wait(ctx)
+	}
+	d.result.ProtectMs = time.Since(start).Milliseconds()
+	if err != nil {
+		return fmt.Errorf("protect: %w", err)
+	}
+	return nil
+}
+
+// work shows live figures while the guest works protected.
+func (d *demo) work(ctx context.Context) error {
+	end := time.Now().Add(d.watch)
+	for next := time.Now().Add(time.Second); next.Before(end); next = next.Add(time.Second) {
+		t, err := d.out.WaitTick(ctx, func(n lab.Observation) bool { return !n.At.Before(next) })
+		if err != nil {
+			return err
+		}
+		ps, err := d.lab.A.Protections(ctx, d.guest.Name)
+		if err != nil {
+			return err
+		}
+		p := ps[0]
+		say("%s: epoch %d acked, pause p50 %.1f ms p99 %.1f ms, %d dirty pages, %.1f MiB/s | guest on %s: tick %d, uptime %.1f s, %d memory errors",
+			p.State, p.Epoch.Acked, p.Pause.P50Ms, p.Pause.P99Ms, p.DirtyPages, p.RateBps/(1<<20), t.Host, t.Counter, float64(t.UptimeNs)/1e9, t.MemErrors)
+		d.result.Epochs, d.result.PauseP50Ms, d.result.PauseP99Ms = p.Epoch.Acked, p.Pause.P50Ms, p.Pause.P99Ms
+	}
+	return nil
+}
+
+// strike kills QEMU on A and judges what goes on at B.
+func (d *demo) strike(ctx context.Context) error {
+	beacon, err := d.lab.B.OpenBeacon(ctx, d.guest.Name, d.guest.Ready.BeaconGPA)
+	if err != nil {
+		return err
+	}
+	committed := lab.WatchCommitted(ctx, beacon)
+	defer committed.Close()
+	pid, err := d.lab.A.QEMU(d.guest.Name)
+	if err != nil {
+		return err
+	}
+	say("host A# kill -KILL %d   (the guest's QEMU)", pid)
+	fault := time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return fmt.Errorf("kill QEMU: %w", err)
+	}
+	first, err := d.out.WaitTick(ctx, func(o lab.Observation) bool { return o.Host == d.lab.B.Name })
+	if err != nil {
+		return fmt.Errorf("nothing was heard of the guest on host B: %w", err)
+	}
+	before, _ := d.out.LastFrom(d.lab.A.Name)
+	last, _ := committed.Last(fault, first.At)
+	r := &d.result
+	r.FailoverMs = float64(first.At.Sub(fault).Microseconds()) / 1000
+	r.LostMs = max(0, float64(int64(before.UptimeNs)-int64(first.UptimeNs))/1e6)
+	r.CommittedTick, r.FirstTickAfter = last, first.Counter
+	r.SameBoot, r.SameProcess = first.BootID == before.BootID, first.Pid == before.Pid
+	say("the guest speaks from host B after %.0f ms: tick %d (the last committed was %d), %.1f ms of guest time rolled back", r.FailoverMs, first.Counter, last, r.LostMs)
+	return d.judge(ctx, first)
+}
+
+// judge watches the guest verify all of its memory on B.
+func (d *demo) judge(ctx context.Context, first lab.Observation) error {
+	end := time.Now().Add(d.watch)
+	t, err := d.out.WaitTick(ctx, func(o lab.Observation) bool {
+		return o.Host == d.lab.B.Name && o.At.After(end) && o.Passes >= first.Passes+2
+	})
+	if err != nil {
+		return fmt.Errorf("the guest did not verify its memory on host B: %w", err)
+	}
+	r := &d.result
+	r.MemoryErrors, r.Verifications, r.UptimeS = t.MemErrors, t.Passes-first.Passes, float64(t.UptimeNs)/1e9
+	out, err := d.lab.B.Virsh(ctx, "list")
+	if err != nil {
+		return err
+	}
+	say("host B# virsh list\n%s", out)
+	say("%d passes over its memory since, %d errors; uptime %.1f s", r.Verifications, r.MemoryErrors, r.UptimeS)
+	switch {
+	case r.MemoryErrors != 0:
+		return fmt.Errorf("the guest found %d wrong pages", r.MemoryErrors)
+	case !r.SameBoot || !r.SameProcess:
+		return errors.New("it is not the same guest: it was booted again")
+	case r.FirstTickAfter < r.CommittedTick:
+		return fmt.Errorf("the guest went on from tick %d, but the backup had committed %d", r.FirstTickAfter, r.CommittedTick)
+	}
+	return nil
+}
+
+// showLogs prints the ends of the daemons' logs, which go away with the lab.
+func (d *demo) showLogs() {
+	for _, h := range d.lab.Hosts() {
+		b, err := os.ReadFile(h.Daemon.LogPath())
+		if err == nil {
+			fmt.Fprintf(os.Stderr, "--- %s, end of the daemon's log\n%s", h.Name, b[max(0, len(b)-4000):])
+		}
+	}
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "demo: "+format+"\n", args...) }

@@ -1,0 +1,152 @@
+// Command gotest runs `go test -json` with its arguments and prints what a
+// person wants to read: the line that closes each package, everything a failed
+// test printed, and, at the end, every skipped test with its reason. With -v in
+// the arguments it prints all there is. It exits as go test does.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+)
+
+// event is one line of `go test -json` (go doc test2json).
+type event struct {
+	Action, Package, Test, Output string
+}
+
+// Bounds on what is kept of one test and of one line.
+const (
+	keepMaxBytes = 4 << 20
+	lineMaxBytes = 16 << 20
+)
+
+type reporter struct {
+	out     io.Writer
+	verbose bool
+	output  map[string]*strings.Builder // of tests that still run, and of packages
+	skips   []string
+	failed  []string
+	passed  int
+}
+
+func main() {
+	// Ctrl-C reaches go test as well; it ends first and we report.
+	signal.Ignore(os.Interrupt)
+	r := &reporter{out: os.Stdout, output: map[string]*strings.Builder{}, verbose: slices.Contains(os.Args, "-v")}
+	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gotest:", err)
+		os.Exit(2)
+	}
+	lines := bufio.NewScanner(pipe)
+	lines.Buffer(nil, lineMaxBytes)
+	for lines.Scan() {
+		r.line(lines.Bytes())
+	}
+	err = errors.Join(lines.Err(), cmd.Wait())
+	r.close()
+	if err != nil {
+		os.Exit(1)
+	}
+}
+
+func (r *reporter) line(b []byte) {
+	var e event
+	if err := json.Unmarshal(b, &e); err != nil {
+		fmt.Fprintf(r.out, "%s\n", b) // go itself, not a test
+		return
+	}
+	key := e.Package + " " + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(r.out, e.Output)
+	case "output":
+		r.keep(key, e.Output)
+		if r.verbose || e.Test == "" && closing(e.Output) {
+			fmt.Fprint(r.out, e.Output)
+		}
+	case "pass":
+		if e.Test != "" {
+			r.passed++
+		}
+		delete(r.output, key)
+	case "skip":
+		if e.Test != "" { // else a package without tests
+			r.skips = append(r.skips, fmt.Sprintf("%s %s: %s", short(e.Package), e.Test, reason(r.text(key))))
+		}
+		delete(r.output, key)
+	case "fail":
+		r.failed = append(r.failed, strings.TrimSpace(short(e.Package)+" "+e.Test))
+		if !r.verbose {
+			fmt.Fprint(r.out, r.text(key))
+		}
+		delete(r.output, key)
+	}
+}
+
+func (r *reporter) keep(key, s string) {
+	b := r.output[key]
+	if b == nil {
+		b = &strings.Builder{}
+		r.output[key] = b
+	}
+	if b.Len()+len(s) <= keepMaxBytes {
+		b.WriteString(s)
+	}
+}
+
+func (r *reporter) text(key string) string {
+	if b := r.output[key]; b != nil {
+		return b.String()
+	}
+	return ""
+}
+
+// closing says whether a package's line is one that go test ends it with.
+func closing(line string) bool {
+	return strings.HasPrefix(line, "ok ") || strings.HasPrefix(line, "FAIL\t") ||
+		strings.HasPrefix(line, "---") || strings.HasPrefix(line, "panic:")
+}
+
+// reason is what a skipped test logged, without the frame around it.
+func reason(output string) string {
+	var said []string
+	for line := range strings.Lines(output) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- ") {
+			continue
+		}
+		said = append(said, line)
+	}
+	if len(said) == 0 {
+		return "no reason given"
+	}
+	return strings.Join(said, " ")
+}
+
+func short(pkg string) string {
+	return strings.TrimPrefix(pkg, "github.com/virt-ft/virt-ft/")
+}
+
+func (r *reporter) close() {
+	fmt.Fprintf(r.out, "\n%d tests passed, %d failed, %d skipped\n", r.passed, len(r.failed), len(r.skips))
+	for _, s := range r.skips {
+		fmt.Fprintln(r.out, "SKIP", s)
+	}
+	for _, s := range r.failed {
+		fmt.Fprintln(r.out, "FAIL", s)
+	}
+}

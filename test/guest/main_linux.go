@@ -1,0 +1,159 @@
+// Command guest is the only process of the lab's guest: the init of an
+// initramfs. It keeps a working set of memory under verification, ticks to an
+// observer over UDP and to a page that can be read from outside the guest, and
+// obeys commands on port 7 (TCP and UDP).
+//
+//	status        everything it knows about itself
+//	req N         answers a numbered request and remembers the highest
+//	spin MS       reads the clock in a loop and reports the longest gap
+//	dirty N       rewrites N pages a second from now on
+//	poweroff | reboot | panic
+//
+// Every answer is one line of JSON. See config for the kernel command line.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/virt-ft/virt-ft/internal/lab/guestapi"
+)
+
+// guest ties the parts together; its fields are set before anything runs.
+type guest struct {
+	bootID  guestapi.BootID
+	beacon  *beacon
+	work    *workload
+	counter atomic.Uint64
+	gpa     atomic.Uint64
+}
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "guest: this is the init of a virtual machine, not for you to run")
+		os.Exit(2)
+	}
+	if err := run(); err != nil {
+		say("failed: %v", err)
+	}
+	select {} // process 1 must not exit
+}
+
+func say(format string, args ...any) { fmt.Printf("VIRTFT-GUEST "+format+"\n", args...) }
+
+func run() error {
+	// The heap is tiny and the working set lies outside it: collecting seldom
+	// keeps the collector's own writes out of the dirty rate.
+	debug.SetGCPercent(400)
+	if err := mountAll(); err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGCHLD)
+	go reap(signals)
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	cfg, err := parseConfig(string(cmdline))
+	if err != nil {
+		say("command line: %v", err)
+	}
+	loadModules(say)
+	g, err := newGuest(cfg)
+	if err != nil {
+		return err
+	}
+	conn, err := g.network(cfg)
+	if err != nil {
+		say("network: %v (console only)", err)
+	}
+	g.work.dirtyPerSec.Store(int64(cfg.dirtyPerSec))
+	g.work.run(cfg.verifyPerSec)
+	say("%s", ready(g))
+	g.run(cfg.tick, conn)
+	return nil
+}
+
+func ready(g *guest) string {
+	line := guestapi.Ready{BeaconGPA: g.gpa.Load(), BootID: g.bootID, Pid: os.Getpid()}.Line()
+	return line[len("VIRTFT-GUEST "):]
+}
+
+func newGuest(cfg config) (*guest, error) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	g := &guest{}
+	if g.bootID, err = guestapi.ParseBootID(string(text)); err != nil {
+		return nil, err
+	}
+	if g.beacon, err = newBeacon(g.bootID); err != nil {
+		return nil, err
+	}
+	if g.work, err = newWorkload(cfg.memMiB << 20 / pageBytes); err != nil {
+		return nil, err
+	}
+	g.gpa.Store(g.beacon.gpa())
+	return g, nil
+}
+
+// network brings up the first interface and the command port. The returned
+// connection is where ticks go; it is nil when nobody asked for them.
+func (g *guest) network(cfg config) (net.Conn, error) {
+	if !cfg.ip.IsValid() {
+		return nil, fmt.Errorf("no ft.ip given")
+	}
+	nic, err := firstNIC()
+	if err != nil {
+		return nil, err
+	}
+	if err := configure(nic, cfg.ip); err != nil {
+		return nil, err
+	}
+	if err := (&commands{guest: g}).serve(); err != nil {
+		return nil, err
+	}
+	if !cfg.observer.IsValid() {
+		return nil, nil
+	}
+	return net.Dial("udp4", cfg.observer.String())
+}
+
+// tick says where the guest is now.
+func (g *guest) tick() guestapi.Tick {
+	return guestapi.Tick{
+		BootID: g.bootID, Counter: g.counter.Load(), MonotonicNs: clockNs(unix.CLOCK_MONOTONIC),
+		UptimeNs: clockNs(unix.CLOCK_BOOTTIME), Pid: uint64(os.Getpid()), MemErrors: g.work.errors.Load(),
+		Passes: g.work.passes.Load(), Writes: g.work.writes.Load(), BeaconGPA: g.gpa.Load(),
+	}
+}
+
+// run ticks for ever: first into the beacon page, then to the observer, so
+// that nothing was told to the outside that memory does not know.
+func (g *guest) run(every time.Duration, conn net.Conn) {
+	buf := make([]byte, 0, guestapi.TickBytes)
+	spoken := time.Now()
+	for range time.Tick(every) {
+		g.counter.Add(1)
+		t := g.tick()
+		g.beacon.publish(t)
+		if conn != nil {
+			_, _ = conn.Write(t.Append(buf)) // an unreachable observer is not our problem
+		}
+		if time.Since(spoken) >= time.Second {
+			spoken = time.Now()
+			g.gpa.Store(g.beacon.gpa())
+			say("tick counter=%d uptime_ms=%d beacon_gpa=%#x mem_errors=%d passes=%d writes=%d",
+				t.Counter, t.UptimeNs/1e6, t.BeaconGPA, t.MemErrors, t.Passes, t.Writes)
+		}
+	}
+}

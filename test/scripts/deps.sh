@@ -1,0 +1,73 @@
+#!/bin/bash
+# Installs what building and testing need on Debian, if anything is missing.
+# When it may not install, it prints the command that would, and exits 1.
+set -euo pipefail
+
+packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+    libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
+backports='deb http://deb.debian.org/debian bookworm-backports main'
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# Any Go from 1.21 on fetches by itself the version that go.mod names.
+go_usable() {
+    local version minor
+    version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || return 1
+    minor=${version#go1.}
+    minor=${minor%%[!0-9]*}
+    [ "${minor:-0}" -ge 21 ]
+}
+
+if ! command -v dpkg-query apt-get >/dev/null; then
+    for tool in qemu-system-x86_64 qemu-img libvirtd virsh pkg-config gcc git; do
+        command -v "$tool" >/dev/null || lacking="${lacking:-} $tool"
+    done
+    go_usable || lacking="${lacking:-} go>=1.21"
+    [ -z "${lacking:-}" ] && exit 0
+    echo "deps: this is not Debian; please install:$lacking and the libvirt headers" >&2
+    exit 1
+fi
+
+missing=()
+for p in "${packages[@]}"; do
+    case $p in
+    pkg-config) installed pkgconf || installed pkg-config || missing+=("$p") ;;
+    *) installed "$p" || missing+=("$p") ;;
+    esac
+done
+
+# Debian 12's own Go is 1.19; its backports have a newer one.
+sources=
+if ! go_usable; then
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    if [ "$codename" != bookworm ]; then
+        missing+=(golang-go)
+    else
+        missing+=(golang-go/bookworm-backports golang-src/bookworm-backports)
+        apt-cache policy 2>/dev/null | grep -q bookworm-backports || sources=/etc/apt/sources.list.d/bookworm-backports.list
+    fi
+fi
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    if [ -n "$sources" ]; then
+        echo "Go >= 1.21 is missing: install it from https://go.dev/dl/, or let apt find it:" >&2
+        echo "echo '$backports' | sudo tee $sources && sudo apt-get update" >&2
+    fi
+    echo "sudo apt-get install --no-install-recommends ${missing[*]}"
+    exit 1
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get -y -qq install --no-install-recommends "${missing[@]}"; }
+echo "deps: installing ${missing[*]}"
+if [ -n "$sources" ]; then
+    echo "deps: adding $sources for Go"
+    echo "$backports" >"$sources"
+    apt-get -qq update
+elif [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ]; then
+    apt-get -qq update
+fi
+# The mirror may have moved on since the lists were fetched.
+install || { apt-get -qq update && install; }
+go_usable || { echo "deps: Go is still older than 1.21: install it from https://go.dev/dl/" >&2; exit 1; }
