@@ -1,0 +1,215 @@
+package virt
+
+import (
+	"fmt"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+func judgeDevices(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	for i := range d.Disks {
+		judgeDisk(v, &d.Disks[i])
+	}
+	for i := range d.Interfaces {
+		judgeInterface(v, i, &d.Interfaces[i])
+	}
+	for i := range d.Hostdevs {
+		judgeHostdev(v, i, &d.Hostdevs[i])
+	}
+	for i := range d.Filesystems {
+		judgeFilesystem(v, &d.Filesystems[i])
+	}
+	judgeMemoryDevices(v, d)
+	judgeOutsideState(v, d)
+	judgeCharacterDevices(v, d)
+	judgeDisplays(v, d)
+	judgeHarmless(v, d)
+}
+
+func judgeDisk(v *verdicts, d *libvirtxml.DomainDisk) {
+	item := "disk"
+	if d.Target != nil {
+		item += " " + d.Target.Dev
+	}
+	s := d.Source
+	switch {
+	case s != nil && (s.VHostUser != nil || s.VHostVDPA != nil):
+		v.fail(item, "another process or device writes into the guest's memory, which cannot be tracked", "use an ordinary disk")
+	case s != nil && s.NVME != nil:
+		v.fail(item, "a physical NVMe device belongs to this host", "use an image or a volume")
+	case d.Device == "lun":
+		v.fail(item, "SCSI commands are passed to a device of this host", "use <disk device='disk'>")
+	case noImage(s) && (d.Device == "cdrom" || d.Device == "floppy"):
+		v.ok(item, "empty drive")
+	case d.Device == "cdrom" || d.ReadOnly != nil:
+		v.ok(item, "read-only; the same image must be reachable on the backup host under the same name")
+	default:
+		v.fail(item, "writable disks are not replicated yet: after a failover memory and disk would not match",
+			"make it read-only, or detach it; the guest may run from an initramfs")
+	}
+}
+
+// noImage tells an empty drive; the XML library makes up a source for it.
+func noImage(s *libvirtxml.DomainDiskSource) bool {
+	return s == nil || (s.File != nil && s.File.File == "") || (s.Block != nil && s.Block.Dev == "")
+}
+
+func judgeInterface(v *verdicts, i int, n *libvirtxml.DomainInterface) {
+	item := fmt.Sprintf("interface %d", i)
+	if n.MAC != nil {
+		item = "interface " + n.MAC.Address
+	}
+	s := n.Source
+	switch {
+	case s != nil && s.VHostUser != nil:
+		v.fail(item, "vhost-user: another process writes into the guest's memory, which cannot be tracked",
+			"use a bridge or network with virtio or e1000")
+	case s != nil && s.VDPA != nil:
+		v.fail(item, "vDPA: a device writes into the guest's memory, which cannot be tracked", "use a bridge or network")
+	case s != nil && s.Hostdev != nil:
+		v.fail(item, "a physical device is passed to the guest (VFIO)", "use a bridge or network with virtio")
+	case s != nil && s.User != nil:
+		v.warn(item, "output: not held. User-mode networking: connections through this host end at a failover", "use a bridge or network")
+	default:
+		v.warn(item, "output: not held. Frames leave before the backup has what they depend on, so that a failover may "+
+			"forget what peers were told", "none yet; holding network output comes with a later version")
+	}
+}
+
+func judgeHostdev(v *verdicts, i int, h *libvirtxml.DomainHostdev) {
+	kind := "a device"
+	switch {
+	case h.SubsysPCI != nil:
+		kind = "a PCI device (VFIO)"
+	case h.SubsysMDev != nil:
+		kind = "a mediated device (mdev)"
+	case h.SubsysUSB != nil:
+		kind = "a USB device"
+	case h.SubsysSCSI != nil, h.SubsysSCSIHost != nil:
+		kind = "a SCSI device"
+	}
+	v.fail(fmt.Sprintf("hostdev %d", i), kind+" of this host is passed to the guest: its state cannot be read, and what it "+
+		"writes into memory cannot be tracked", "use an emulated or virtio device")
+}
+
+func judgeFilesystem(v *verdicts, f *libvirtxml.DomainFilesystem) {
+	item := "filesystem"
+	if f.Target != nil {
+		item += " " + f.Target.Dir
+	}
+	if f.Driver != nil && f.Driver.Type == "virtiofs" {
+		v.fail(item, "virtiofs: another process writes into the guest's memory and keeps state of its own", "use NFS or a disk")
+		return
+	}
+	v.fail(item, "a directory of this host: its contents are not replicated, and QEMU cannot move a mounted one", "use NFS or a disk")
+}
+
+func judgeMemoryDevices(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	for i, m := range d.Memorydevs {
+		item := fmt.Sprintf("memory device %d", i)
+		switch m.Model {
+		case "nvdimm", "virtio-pmem":
+			v.fail(item, m.Model+": persistent memory is a file of this host", "remove it")
+		case "sgx-epc":
+			v.fail(item, "SGX memory cannot be read", "remove it")
+		default:
+			v.fail(item, m.Model+": pluggable memory is untested", "give the guest its memory in <memory>")
+		}
+	}
+	for _, s := range d.Shmems {
+		v.fail("shmem "+s.Name, "memory shared with other processes, whose writes cannot be tracked", "remove it")
+	}
+}
+
+// judgeOutsideState is about devices whose state QEMU does not have, or cannot save.
+func judgeOutsideState(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	for range d.TPMs {
+		v.fail("tpm", "the TPM's state is kept outside QEMU and is not replicated", "remove the <tpm>")
+	}
+	for i := range d.RedirDevs {
+		v.fail(fmt.Sprintf("redirdev %d", i), "a USB device of a client; it would vanish at a failover in mid-transfer", "remove it")
+	}
+	for range d.Smartcards {
+		v.fail("smartcard", "its state is kept outside QEMU", "remove it")
+	}
+	for i := range d.Crypto {
+		v.fail(fmt.Sprintf("crypto %d", i), "QEMU cannot save the state of virtio-crypto", "remove it")
+	}
+	if d.PStore != nil {
+		v.fail("pstore", "kept in a file of this host", "remove it")
+	}
+	for i := range d.Leases {
+		v.fail(fmt.Sprintf("lease %d", i), "a lock lease is not taken again when the guest resumes after a checkpoint", "remove the <lease>")
+	}
+	for i, in := range d.Inputs {
+		if in.Type == "passthrough" || in.Type == "evdev" {
+			v.fail(fmt.Sprintf("input %d", i), "an input device of this host is passed to the guest", "use an emulated tablet or keyboard")
+		}
+	}
+	if d.VSock != nil {
+		v.warn("vsock", "output: not held, and connections end at a failover. The standby needs the same context id on its host",
+			"make sure that no guest there uses it")
+	}
+}
+
+func judgeCharacterDevices(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	const remedy = "do not rely on what was seen there just before a failover"
+	warn := func(item string) {
+		v.warn(item, "output: not held. It may show what a failover makes undone", remedy)
+	}
+	for i := range d.Serials {
+		warn(fmt.Sprintf("serial %d", i))
+	}
+	for i := range d.Parallels {
+		warn(fmt.Sprintf("parallel %d", i))
+	}
+	for i := range d.Consoles {
+		if t := d.Consoles[i].Target; t != nil && t.Type == "serial" {
+			continue // libvirt shows the first serial line twice
+		}
+		warn(fmt.Sprintf("console %d", i))
+	}
+	for i := range d.Channels {
+		item := fmt.Sprintf("channel %d", i)
+		if t := d.Channels[i].Target; t != nil && t.VirtIO != nil && t.VirtIO.Name != "" {
+			item = "channel " + t.VirtIO.Name
+		}
+		warn(item)
+	}
+}
+
+func judgeDisplays(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	for i := range d.Graphics {
+		v.warn(fmt.Sprintf("graphics %d", i), "output: not held. Viewers have to connect to the backup host after a failover", "none needed")
+	}
+	for i, video := range d.Videos {
+		item := fmt.Sprintf("video %d", i)
+		m := video.Model
+		accelerated := m.Accel != nil && (m.Accel.Accel3D == "yes" || m.Accel.Accel2D == "yes")
+		switch {
+		case accelerated || m.Blob == "on":
+			v.fail(item, "QEMU cannot save the state of an accelerated display", "turn off acceleration and blob")
+		case video.Driver != nil && video.Driver.Name == "vhostuser":
+			v.fail(item, "vhost-user: another process keeps the display's state", "use <driver name='qemu'/>")
+		default:
+			v.ok(item, m.Type)
+		}
+	}
+}
+
+func judgeHarmless(v *verdicts, d *libvirtxml.DomainDeviceList) {
+	for _, kind := range []struct {
+		item  string
+		count int
+	}{
+		{"watchdog", len(d.Watchdogs)}, {"rng", len(d.RNGs)}, {"panic", len(d.Panics)}, {"iommu", len(d.IOMMUs)},
+		{"sound", len(d.Sounds)}, {"hub", len(d.Hubs)}, {"controller", len(d.Controllers)},
+	} {
+		if kind.count > 0 {
+			v.ok(kind.item, fmt.Sprintf("%d present", kind.count))
+		}
+	}
+	if b := d.MemBalloon; b != nil && b.Model != "none" {
+		v.ok("memballoon", b.Model)
+	}
+}

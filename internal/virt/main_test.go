@@ -1,0 +1,13 @@
+package virt
+
+import (
+	"os"
+	"testing"
+
+	"github.com/virt-ft/virt-ft/internal/virt/virttest"
+)
+
+func TestMain(m *testing.M) {
+	virttest.MaybeInit()
+	os.Exit(m.Run())
+}
