@@ -220,18 +220,18 @@ func (d *Daemon) arbiterFor(ctx context.Context, kind, identity string) (arbiter
 	a := d.arbiters[kind]
 	if a == nil {
 		var err error
-		if a, err = d.openArbiter(ctx, kind); err != nil {
+		if a, err = d.openArbiter(ctx, kind, identity); err != nil {
 			return nil, err
 		}
 		d.arbiters[kind] = a
 	}
 	if got := identityOf(a); identity != "" && got != identity {
-		return nil, fmt.Errorf("the arbiter directory %s of host %s is not the one the primary uses: mount the same storage on both", d.cfg.Arbiter.Dir, d.cfg.Host)
+		return nil, fmt.Errorf("the arbiter directory %s of host %s is not the one this protection uses: mount the same storage on both hosts", d.cfg.Arbiter.Dir, d.cfg.Host)
 	}
 	return a, nil
 }
 
-func (d *Daemon) openArbiter(ctx context.Context, kind string) (arbiter.Arbiter, error) {
+func (d *Daemon) openArbiter(ctx context.Context, kind, identity string) (arbiter.Arbiter, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	switch kind {
@@ -239,7 +239,7 @@ func (d *Daemon) openArbiter(ctx context.Context, kind string) (arbiter.Arbiter,
 		if d.cfg.Arbiter.Dir == "" {
 			return nil, fmt.Errorf("arbiter \"file\" needs a directory on storage that both hosts share: set arbiter.dir on host %s", d.cfg.Host)
 		}
-		return arbiter.OpenFile(ctx, d.cfg.Arbiter.Dir, arbiter.FileOptions{})
+		return arbiter.OpenFile(ctx, d.cfg.Arbiter.Dir, arbiter.FileOptions{Identity: identity})
 	case config.ArbiterManual:
 		return arbiter.OpenManual(ctx, d.cfg.StateDir+"/grants")
 	case "":

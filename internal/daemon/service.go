@@ -100,13 +100,13 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
 	}
 	m := marker{Domain: dom.Name(), UUID: dom.UUID(), Role: "primary", Phase: "connecting", Protection: strings.ReplaceAll(randomUUID(), "-", ""),
-		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, EpochNs: interval.Nanoseconds()}
+		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), EpochNs: interval.Nanoseconds()}
 	return d.register(m, dom, pid)
 }
 
 // register makes the runner of a domain's primary, which must be the only one.
 func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error) {
-	arb, err := d.arbiterFor(d.ctx, m.Arbiter, "")
+	arb, err := d.arbiterFor(d.ctx, m.Arbiter, m.ArbiterID)
 	if err != nil {
 		return nil, err
 	}

@@ -22,18 +22,20 @@ const markerVersion = 1
 // before the first checkpoint can be committed, so that a daemon that starts
 // again knows that a backup may hold a copy of the guest.
 type marker struct {
-	Version    int       `json:"version"`
-	Domain     string    `json:"domain"`
-	UUID       string    `json:"uuid"`
-	Role       string    `json:"role"` // "primary" or "backup"
-	Phase      string    `json:"phase"`
-	Protection string    `json:"protection"` // 32 hex digits
-	Generation uint64    `json:"generation"`
-	Peer       string    `json:"peer,omitempty"`
-	PeerName   string    `json:"peerName,omitempty"`
-	Arbiter    string    `json:"arbiter,omitempty"`
-	EpochNs    int64     `json:"epochNs,omitempty"`
-	At         time.Time `json:"at"`
+	Version    int    `json:"version"`
+	Domain     string `json:"domain"`
+	UUID       string `json:"uuid"`
+	Role       string `json:"role"` // "primary" or "backup"
+	Phase      string `json:"phase"`
+	Protection string `json:"protection"` // 32 hex digits
+	Generation uint64 `json:"generation"`
+	Peer       string `json:"peer,omitempty"`
+	PeerName   string `json:"peerName,omitempty"`
+	Arbiter    string `json:"arbiter,omitempty"`
+	// ArbiterID tells the shared directory from an empty mount point.
+	ArbiterID string    `json:"arbiterId,omitempty"`
+	EpochNs   int64     `json:"epochNs,omitempty"`
+	At        time.Time `json:"at"`
 	// Reason is the last word on a protection that ended.
 	Reason string `json:"reason,omitempty"`
 }
