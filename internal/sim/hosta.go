@@ -1,0 +1,337 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+const epochInterval = 80 * time.Millisecond
+
+// hostA is the host on which the guest lives at first: QEMU, and a daemon
+// that may die and come back without it.
+type hostA struct {
+	w     *World
+	alive bool // the host has power
+	up    bool // the daemon runs
+	life  int  // of the daemon: answers for an older one are lost
+	inbox []ftengine.Event
+	busy  bool
+
+	m      *ftengine.Primary
+	marker struct {
+		gen   ftengine.Generation
+		phase string
+	}
+	sess    *session
+	dialing bool
+
+	guestUp, paused bool
+	ended           string // the machine's last word, if it ended
+	watching        map[ftengine.Generation]bool
+
+	captureFails int // how many of the next captures fail
+	captureFatal bool
+}
+
+func newHostA(w *World) *hostA {
+	return &hostA{w: w, alive: true, guestUp: true}
+}
+
+func (a *hostA) runs() bool { return a.guestUp && !a.paused }
+
+// protect is what the user asked for at the beginning.
+func (a *hostA) protect() {
+	a.up = true
+	a.life++
+	a.watching = map[ftengine.Generation]bool{}
+	a.m = ftengine.NewPrimary(1, false, a.w.limits)
+	a.perform(a.m.Start())
+}
+
+// restart is the daemon coming back and finding its marker.
+func (a *hostA) restart() {
+	if a.up || !a.alive {
+		return
+	}
+	a.up = true
+	a.life++
+	a.inbox, a.busy, a.dialing, a.sess = nil, false, false, nil
+	a.watching = map[ftengine.Generation]bool{}
+	a.w.logf("A: daemon starts, marker %v", a.marker)
+	switch {
+	case a.marker.phase == "":
+		a.ended = "the daemon died before the protection began"
+	case a.marker.phase == "ended" || a.marker.phase == "handed-over":
+	case !a.guestUp:
+		a.marker.phase, a.ended = "ended", "the guest was gone when the daemon came back"
+	default:
+		a.m = ftengine.RestorePrimary(a.marker.gen, a.marker.phase, a.w.limits)
+		a.ended = ""
+		a.perform(a.m.Start())
+	}
+}
+
+// kill ends the daemon; the guest runs on.
+func (a *hostA) kill(silently bool) {
+	if !a.up {
+		return
+	}
+	a.up = false
+	a.life++
+	a.inbox = nil
+	if s := a.sess; s != nil {
+		if silently {
+			s.aUp, s.toB.queue = false, nil
+		} else {
+			s.closeA(a.w.chance(50))
+		}
+	}
+	a.sess = nil
+}
+
+func (a *hostA) post(e ftengine.Event) {
+	if !a.up || a.m == nil {
+		return
+	}
+	a.inbox = append(a.inbox, e)
+	a.pump()
+}
+
+func (a *hostA) pump() {
+	if a.busy || len(a.inbox) == 0 {
+		return
+	}
+	a.busy = true
+	life := a.life
+	a.w.after(a.w.between(0, 1)/4, func() {
+		if life != a.life {
+			return
+		}
+		a.busy = false
+		if len(a.inbox) == 0 {
+			return
+		}
+		e := a.inbox[0]
+		a.inbox = a.inbox[1:]
+		a.w.step("A <- %T%v", e, e)
+		if life == a.life {
+			a.perform(a.m.Step(e))
+		}
+		a.pump()
+	})
+}
+
+// perform does acts in order; a fault may strike before each of them.
+func (a *hostA) perform(acts []ftengine.Action) {
+	life := a.life
+	for _, act := range acts {
+		a.w.step("A    %T%v  [%v]", act, act, a.m.State())
+		if life != a.life {
+			return
+		}
+		a.do(act)
+		a.w.check()
+	}
+}
+
+// answer posts e after a delay, unless the daemon dies before.
+func (a *hostA) answer(d time.Duration, e ftengine.Event) {
+	life := a.life
+	a.w.after(d, func() {
+		if life == a.life {
+			a.post(e)
+		}
+	})
+}
+
+func (a *hostA) do(act ftengine.Action) {
+	w := a.w
+	switch act := act.(type) {
+	case ftengine.Persist:
+		a.marker.gen, a.marker.phase = act.Generation, act.Phase
+	case ftengine.Connect:
+		if !a.dialing {
+			a.dialing = true
+			a.dial(a.life)
+		}
+	case ftengine.CloseSession:
+		if a.sess != nil {
+			a.sess.closeA(false)
+			a.sess = nil
+		}
+	case ftengine.RetryAfter:
+		a.answer(act.Delay, ftengine.Retry{Token: act.Token})
+	case ftengine.Claim:
+		a.claim(act)
+	case ftengine.Withdraw:
+		a.withdraw(act.Generation)
+	case ftengine.WatchWinner:
+		if !a.watching[act.Generation] {
+			a.watching[act.Generation] = true
+			a.watch(a.life, act.Generation)
+		}
+	case ftengine.Capture:
+		a.capture(act)
+	case ftengine.ReopenCapture:
+	case ftengine.Release:
+		w.released(act.Epoch)
+	case ftengine.PauseGuest:
+		a.paused = true
+	case ftengine.ResumeGuest:
+		a.paused = false
+	case ftengine.DestroyGuest:
+		a.guestUp = false
+	case ftengine.Finish:
+		a.marker.gen, a.marker.phase = a.m.Generation(), "ended"
+		a.ended = act.Reason
+	default:
+		a.send(act)
+	}
+}
+
+// send does the actions that are messages to the backup.
+func (a *hostA) send(act ftengine.Action) {
+	s, b := a.sess, a.w.b
+	if s == nil || !s.aUp {
+		return
+	}
+	var e ftengine.Event
+	switch act := act.(type) {
+	case ftengine.SendSetup:
+		s.toB.send(func() { b.setup(s) })
+		return
+	case ftengine.SendReleased:
+		e = ftengine.ReleasedTo{Epoch: act.Epoch}
+	case ftengine.SendGuestDead:
+		e = ftengine.GuestDead{Reason: act.Reason}
+	case ftengine.SendStandDown:
+		e = ftengine.StandDown{Reason: act.Reason}
+	default:
+		a.w.fail("A cannot %T", act)
+	}
+	s.toB.send(func() { b.hear(s, e) })
+}
+
+// hear is a message of the backup arriving.
+func (a *hostA) hear(s *session, e ftengine.Event) {
+	if s.aUp && a.sess == s {
+		a.post(e)
+	}
+}
+
+func (a *hostA) dial(life int) {
+	w := a.w
+	w.after(w.between(5, 120), func() {
+		if life != a.life || !a.dialing {
+			return
+		}
+		if w.link.cuts > 0 || !w.b.up {
+			a.dial(life)
+			return
+		}
+		s, holds, again := w.b.admit(a.m.Generation())
+		if again {
+			a.dial(life)
+			return
+		}
+		a.dialing = false
+		if s == nil {
+			a.post(ftengine.SessionUp{Generation: holds, PeerRuns: true})
+			return
+		}
+		if a.sess != nil {
+			a.sess.closeA(false)
+		}
+		a.sess = s
+		a.post(ftengine.SessionUp{})
+	})
+}
+
+func (a *hostA) claim(act ftengine.Claim) {
+	w, life := a.w, a.life
+	verdict := ftengine.Unknown
+	w.arb.call(sideA,
+		func() { verdict = w.arb.claim(sideA, act.Generation, act.Because) },
+		func(known bool) {
+			if life != a.life {
+				return
+			}
+			if !known {
+				verdict = ftengine.Unknown
+			}
+			a.post(ftengine.ClaimDone{Generation: act.Generation, Verdict: verdict})
+		})
+}
+
+func (a *hostA) withdraw(gen ftengine.Generation) {
+	w, life := a.w, a.life
+	w.arb.call(sideA, func() { w.arb.withdraw(sideA, gen) }, func(known bool) {
+		if !known && life == a.life {
+			a.withdraw(gen)
+		}
+	})
+}
+
+func (a *hostA) watch(life int, gen ftengine.Generation) {
+	w := a.w
+	w.after(w.between(50, 100), func() {
+		if life != a.life {
+			return
+		}
+		var e ftengine.Event
+		if w.arb.down[sideA] == 0 {
+			top, r := w.arb.top(sideA)
+			at := w.arb.stores[sideA][gen]
+			switch {
+			case top > gen, top == gen && r != nil && r.running:
+				e = ftengine.WinnerRunning{}
+			case at != nil && at.free:
+				e = ftengine.WinnerWithdrew{}
+			}
+		}
+		if e == nil {
+			a.watch(life, gen)
+			return
+		}
+		delete(a.watching, gen)
+		a.post(e)
+	})
+}
+
+func (a *hostA) capture(act ftengine.Capture) {
+	w, s, life := a.w, a.sess, a.life
+	took := w.between(2, 8)
+	if act.Initial {
+		took = w.between(20, 60)
+	}
+	w.after(took, func() {
+		if life != a.life {
+			return
+		}
+		defer a.answer(epochInterval, ftengine.PaceDue{})
+		switch {
+		case a.captureFails > 0:
+			a.captureFails--
+			a.post(ftengine.CaptureFailed{Epoch: act.Epoch, Fatal: a.captureFatal})
+		case s == nil || !s.aUp || !a.guestUp:
+			a.post(ftengine.CaptureFailed{Epoch: act.Epoch})
+		default:
+			s.toB.send(func() { w.b.stage(s, act.Epoch) })
+			if w.chance(20) { // the acknowledgement may overtake our own word
+				a.answer(w.between(0, 6), ftengine.Captured{Epoch: act.Epoch})
+			} else {
+				a.post(ftengine.Captured{Epoch: act.Epoch})
+			}
+		}
+	})
+}
+
+// endGuest is QEMU ending on A.
+func (a *hostA) endGuest(orderly bool) {
+	if !a.guestUp {
+		return
+	}
+	a.guestUp = false
+	a.answer(a.w.between(0, 3), ftengine.GuestGone{Orderly: orderly, Reason: "QEMU ended"})
+}

@@ -1,0 +1,243 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// checkpoint names a state of the guest: the epochs of one session.
+type checkpoint struct {
+	session int
+	epoch   ftengine.Epoch
+}
+
+func (c checkpoint) before(d checkpoint) bool {
+	return c.session < d.session || c.session == d.session && c.epoch < d.epoch
+}
+
+// qemu is a standby, and the guest once it runs.
+type qemu struct {
+	loaded, runs, dead bool
+	holds              checkpoint
+}
+
+// hostB is the host that stands by.
+type hostB struct {
+	w     *World
+	alive bool
+	up    bool
+	life  int
+	inbox []ftengine.Event
+	busy  bool
+
+	m      *ftengine.Backup // nil: nobody protects to this host
+	marker struct {
+		gen   ftengine.Generation
+		phase string
+		ran   bool
+	}
+	sess  *session
+	queue []func(done func()) // work on the standby, one after the other
+	at    bool
+
+	standby   *qemu
+	memory    bool // we hold a standby's memory
+	committed checkpoint
+	acked     checkpoint
+	withdraws int            // not yet taken by the arbiter
+	loss      ftengine.Loss  // how the last session ended
+	cause     ftengine.Cause // of the last claim
+
+	makeFails, loadFails, commitFails, rehearseFails int
+}
+
+func newHostB(w *World) *hostB { return &hostB{w: w, alive: true, up: true} }
+
+func (b *hostB) runs() bool { return b.standby != nil && b.standby.runs && !b.standby.dead }
+
+// restart is the daemon coming back and finding its marker.
+func (b *hostB) restart() {
+	if b.up || !b.alive {
+		return
+	}
+	b.up = true
+	b.life++
+	b.inbox, b.busy, b.queue, b.at, b.m, b.sess, b.memory, b.withdraws = nil, false, nil, false, nil, nil, false, 0
+	found := ftengine.StandbyGone
+	if q := b.standby; q != nil && !q.dead {
+		switch {
+		case q.runs:
+			found = ftengine.StandbyRuns
+		case q.loaded:
+			found = ftengine.StandbyLoaded
+		}
+	}
+	b.w.logf("B: daemon starts, marker %v, standby %v", b.marker, found)
+	if b.marker.phase == "" || b.marker.phase == "ended" {
+		b.destroy()
+		return
+	}
+	m, acts := ftengine.RestoreBackup(b.marker.gen, b.marker.phase, found, b.w.limits)
+	b.m = m
+	b.perform(acts)
+}
+
+func (b *hostB) kill(silently bool) {
+	if !b.up {
+		return
+	}
+	b.up = false
+	b.life++
+	b.inbox = nil
+	if s := b.sess; s != nil {
+		if silently {
+			s.bUp, s.toA.queue = false, nil
+		} else {
+			s.closeB(b.w.chance(50))
+		}
+	}
+	b.sess = nil
+}
+
+func (b *hostB) post(e ftengine.Event) {
+	if !b.up || b.m == nil {
+		return
+	}
+	b.inbox = append(b.inbox, e)
+	b.pump()
+}
+
+func (b *hostB) pump() {
+	if b.busy || len(b.inbox) == 0 {
+		return
+	}
+	b.busy = true
+	life := b.life
+	b.w.after(b.w.between(0, 1)/4, func() {
+		if life != b.life {
+			return
+		}
+		b.busy = false
+		if len(b.inbox) == 0 {
+			return
+		}
+		e := b.inbox[0]
+		b.inbox = b.inbox[1:]
+		b.w.step("B <- %T%v", e, e)
+		if life == b.life && b.m != nil {
+			b.perform(b.m.Step(e))
+		}
+		b.pump()
+	})
+}
+
+func (b *hostB) perform(acts []ftengine.Action) {
+	life := b.life
+	for _, act := range acts {
+		b.w.step("B    %T%v  [%v]", act, act, b.m.State())
+		if life != b.life {
+			return
+		}
+		b.do(act)
+		b.w.check()
+		if b.m == nil {
+			return
+		}
+	}
+}
+
+func (b *hostB) answer(d time.Duration, e ftengine.Event) {
+	life := b.life
+	b.w.after(d, func() {
+		if life == b.life {
+			b.post(e)
+		}
+	})
+}
+
+// admit answers a primary that dials: a session, or the generation under
+// which the guest ran here, or that it may ask again.
+func (b *hostB) admit(gen ftengine.Generation) (s *session, holds ftengine.Generation, again bool) {
+	if b.marker.ran && b.marker.gen >= gen {
+		return nil, b.marker.gen, false
+	}
+	if b.m != nil {
+		held, ran := b.m.Holds()
+		if ran {
+			return nil, held, false
+		}
+		if !b.m.Accepts(gen) {
+			return nil, 0, true
+		}
+	} else if b.withdraws > 0 {
+		return nil, 0, true // the right has to be back first
+	}
+	return b.w.link.open(gen), 0, false
+}
+
+// setup is the first message of a session: the machine hears of it now.
+func (b *hostB) setup(s *session) {
+	if !s.bUp || !b.up {
+		s.closeB(true)
+		return
+	}
+	if old := b.sess; old != nil && old != s {
+		old.downB(ftengine.Closed)
+	}
+	b.sess = s
+	s.begun = true
+	if b.m == nil {
+		b.m = ftengine.NewBackup(b.w.limits)
+		b.inbox = nil
+	}
+	b.post(ftengine.SessionUp{Generation: s.gen})
+}
+
+func (b *hostB) hear(s *session, e ftengine.Event) {
+	if s.bUp && b.sess == s {
+		b.post(e)
+	}
+}
+
+// stage is a whole epoch arriving.
+func (b *hostB) stage(s *session, e ftengine.Epoch) {
+	if s.bUp && b.sess == s {
+		s.staged = e
+		b.post(ftengine.Staged{Epoch: e})
+	}
+}
+
+// work queues slow work on the standby: effect happens whatever becomes of
+// the daemon, report only if it lives.
+func (b *hostB) work(lo, hi int, effect, report func()) {
+	b.queue = append(b.queue, func(done func()) {
+		life := b.life
+		d := b.w.between(lo, hi)
+		b.w.after(d/2, func() {
+			if b.alive {
+				effect()
+			}
+		})
+		b.w.after(d, func() {
+			if life == b.life {
+				report()
+				done()
+			}
+		})
+	})
+	b.next()
+}
+
+func (b *hostB) next() {
+	if b.at || len(b.queue) == 0 {
+		return
+	}
+	b.at = true
+	f := b.queue[0]
+	b.queue = b.queue[1:]
+	f(func() {
+		b.at = false
+		b.next()
+	})
+}

@@ -1,0 +1,355 @@
+package ftengine
+
+import (
+	"fmt"
+	"time"
+)
+
+// PrimaryState is where a protection is, seen from the host that runs the guest.
+//
+//	connecting ──SessionUp──▶ syncing ──Rehearsed──▶ protected
+//	     ▲                       │                      │
+//	     │                       └──────SessionDown─────┤
+//	     │ not armed                                    ▼ armed
+//	     ├──────────────────────────────────────── undecided
+//	     │                                   Won │      │ Lost
+//	   alone ◀───────────────────────────────────┘      ▼
+//	     └──SessionUp──▶ syncing                      fenced ──WinnerRunning──▶ stopped
+//
+//	any ──GuestGone, crashed──▶ handedOver ──PeerActivated──▶ stopped
+//	any ──Unprotect, or an orderly GuestGone──▶ stopping ──▶ stopped
+type PrimaryState uint8
+
+const (
+	PrimaryConnecting PrimaryState = iota + 1
+	PrimarySyncing
+	PrimaryProtected
+	PrimaryUndecided
+	PrimaryAlone
+	PrimaryFenced
+	PrimaryHandedOver
+	PrimaryStopping
+	PrimaryStopped
+)
+
+var primaryNames = [...]string{"", "connecting", "syncing", "protected", "undecided", "alone", "fenced", "handed-over", "stopping", "stopped"}
+
+func (s PrimaryState) String() string {
+	if int(s) < len(primaryNames) {
+		return primaryNames[s]
+	}
+	return fmt.Sprintf("PrimaryState(%d)", uint8(s))
+}
+
+// Limits are the bounds both machines keep to.
+type Limits struct {
+	// InFlight is the greatest number of captured epochs that the backup
+	// has not acknowledged; at least 1.
+	InFlight int
+	// Detect is how long a peer is silent before it counts as lost.
+	Detect time.Duration
+	// ClaimRetry is the pause between two tries at an arbiter that did not answer.
+	ClaimRetry time.Duration
+}
+
+// DefaultLimits are right for two hosts on one local network.
+func DefaultLimits() Limits {
+	return Limits{InFlight: 4, Detect: 500 * time.Millisecond, ClaimRetry: 500 * time.Millisecond}
+}
+
+// Primary is the machine of the host that runs the guest. Make it with
+// NewPrimary; fields are read through methods.
+type Primary struct {
+	limits Limits
+	state  PrimaryState
+	gen    Generation
+	reason string
+
+	session   bool // a session is up
+	ready     bool // the backup takes pages
+	armed     bool // the backup may hold a checkpoint it could go on from
+	capturing bool // a Capture was asked for and not answered
+	stale     bool // that Capture is of a session that is gone
+	paceDue   bool
+	claiming  bool // a Claim was asked for and not answered
+	unsure    bool // the last Claim's outcome is unknown: it may be ours
+	fenced    bool // the backup was seen to hold a newer generation
+	paused    bool // we paused our guest, or an earlier daemon of ours did
+	guestDead bool
+
+	handedOver bool
+	token      uint64
+
+	captured, acked Epoch // acked <= captured <= acked + InFlight
+	early           Epoch // acknowledged before its Captured was heard, or 0
+}
+
+// NewPrimary returns the machine of a guest that runs here under gen.
+// afterRestart says that an earlier daemon had armed a backup for gen and
+// died: the backup may hold a checkpoint.
+func NewPrimary(gen Generation, afterRestart bool, l Limits) *Primary {
+	invariant(gen > 0, "generation 0")
+	invariant(l.InFlight > 0, "InFlight %d", l.InFlight)
+	return &Primary{limits: l, state: PrimaryConnecting, gen: gen, armed: afterRestart}
+}
+
+// State, Generation, Captured, Acked and Reason tell where the machine is.
+func (p *Primary) State() PrimaryState    { return p.state }
+func (p *Primary) Generation() Generation { return p.gen }
+func (p *Primary) Captured() Epoch        { return p.captured }
+func (p *Primary) Acked() Epoch           { return p.acked }
+func (p *Primary) Reason() string         { return p.reason }
+
+// HandedOver tells that the guest died here and that the backup was asked to
+// take over: nothing of this protection is to be taken up again.
+func (p *Primary) HandedOver() bool { return p.handedOver }
+
+// RestorePrimary returns the machine of a guest that an earlier daemon
+// protected under gen, when phase is what that daemon persisted last. Other
+// than NewPrimary it also knows of a guest that this daemon had to pause.
+func RestorePrimary(gen Generation, phase string, l Limits) *Primary {
+	p := NewPrimary(gen, phase == "armed" || phase == "protected" || phase == "fenced", l)
+	p.fenced = phase == "fenced"
+	p.paused = p.fenced
+	return p
+}
+
+// Start returns the first actions.
+func (p *Primary) Start() []Action {
+	if !p.armed {
+		return []Action{Persist{p.gen, "connecting"}, Connect{}}
+	}
+	// A backup may hold a checkpoint, and may have gone on from it while
+	// nobody watched here. The marker that says so stays as it is.
+	p.state = PrimaryUndecided
+	acts := []Action{Connect{}, p.retryAfter(p.limits.Detect)}
+	if p.paused {
+		// The earlier daemon may have died before it came to that.
+		acts = append([]Action{PauseGuest{}}, acts...)
+	}
+	return acts
+}
+
+// Step takes one event. After Finish it returns nothing.
+func (p *Primary) Step(e Event) []Action {
+	if p.state == PrimaryStopped {
+		return nil
+	}
+	switch e := e.(type) {
+	case SessionUp:
+		return p.sessionUp(e)
+	case SessionDown:
+		return p.sessionDown(e)
+	case StandbyReady:
+		if p.state != PrimarySyncing || p.ready {
+			return nil
+		}
+		p.ready, p.paceDue = true, true
+		return p.maybeCapture()
+	case PaceDue:
+		p.paceDue = true
+		return p.maybeCapture()
+	case Captured:
+		return p.capturedEpoch(e)
+	case CaptureFailed:
+		return p.captureFailed(e)
+	case Acked:
+		return p.ackedEpoch(e)
+	case Rehearsed:
+		return p.rehearsed(e)
+	case ClaimDone:
+		return p.claimDone(e)
+	case Retry:
+		return p.retry(e)
+	case GuestGone:
+		return p.guestGone(e)
+	case WinnerRunning:
+		return p.winnerRunning()
+	case WinnerWithdrew:
+		if p.state != PrimaryFenced {
+			return nil
+		}
+		p.state, p.fenced = PrimaryUndecided, false
+		return p.claim(PeerSilent)
+	case PeerStoodDown:
+		if p.state != PrimaryStopping || p.claiming {
+			return nil
+		}
+		return p.finish(p.reason)
+	case PeerActivated:
+		return p.peerActivated(e)
+	case Unprotect:
+		return p.stopping(e.Reason)
+	}
+	panic(fmt.Sprintf("ftengine: primary got %T", e))
+}
+
+func (p *Primary) sessionUp(e SessionUp) []Action {
+	if p.claiming || p.unsure || p.guestDead {
+		// The answer decides under which generation we talk again.
+		return []Action{CloseSession{}}
+	}
+	if e.Generation > p.gen {
+		return p.peerHolds(e)
+	}
+	switch p.state {
+	case PrimaryFenced:
+		// The peer holds nothing any more: ask who may run.
+		p.state, p.fenced = PrimaryUndecided, false
+		return p.claim(PeerSilent)
+	case PrimaryStopping:
+		p.session = true
+		return []Action{SendStandDown{p.reason}}
+	}
+	p.session, p.state = true, PrimarySyncing
+	// Still armed, if it was: that the backup dropped what it held for an
+	// older session is certain only when it asks for the first checkpoint.
+	p.ready, p.fenced = false, false
+	p.captured, p.acked, p.early = 0, 0, 0
+	p.stale = p.capturing
+	if p.paused {
+		return p.unpause(Persist{p.gen, "armed"}, SendSetup{})
+	}
+	return []Action{SendSetup{}}
+}
+
+// peerHolds keeps our copy down: the backup won a generation of its own. Not
+// every arbiter shows us whether it runs, so we ask the backup as well.
+func (p *Primary) peerHolds(e SessionUp) []Action {
+	known := p.state == PrimaryFenced
+	p.state, p.fenced, p.session, p.ready = PrimaryFenced, true, false, false
+	p.reason = fmt.Sprintf("the peer holds generation %d", e.Generation)
+	var acts []Action
+	if !known {
+		acts = p.pause([]Action{Persist{p.gen, "fenced"}})
+	}
+	if e.PeerRuns {
+		return append(acts, p.winnerRunning()...)
+	}
+	acts = append(acts, CloseSession{})
+	if !known {
+		acts = append(acts, WatchWinner{e.Generation})
+	}
+	return append(acts, p.retryAfter(p.limits.ClaimRetry))
+}
+
+func (p *Primary) sessionDown(e SessionDown) []Action {
+	if !p.session {
+		return nil
+	}
+	switch p.state {
+	case PrimarySyncing, PrimaryProtected:
+	case PrimaryHandedOver:
+		return p.finish(p.reason + "; the backup was told, then the connection was lost")
+	case PrimaryStopping:
+		p.session, p.ready = false, false
+		if !p.armed {
+			return p.finish(p.reason)
+		}
+		return p.claim(ToRevoke)
+	default:
+		p.session, p.ready = false, false
+		return nil
+	}
+	if e.How == Silent && p.armed {
+		p.session, p.ready, p.stale = false, false, p.capturing
+		p.state = PrimaryUndecided
+		return p.claim(PeerSilent)
+	}
+	// Its host lives: give its daemon the time to come back.
+	return p.redial()
+}
+
+// redial looks for another session after the last one ended. A backup that
+// may hold a checkpoint may also go on from it, so it gets only so long.
+func (p *Primary) redial(before ...Action) []Action {
+	p.session, p.ready, p.stale = false, false, p.capturing
+	p.state = PrimaryConnecting
+	acts := append(before, Connect{})
+	if p.armed {
+		p.state = PrimaryUndecided
+		acts = append(acts, p.retryAfter(p.limits.Detect))
+	}
+	return acts
+}
+
+func (p *Primary) maybeCapture() []Action {
+	ok := p.ready && p.paceDue && !p.capturing &&
+		(p.state == PrimaryProtected || p.state == PrimarySyncing && p.captured == 0) &&
+		int(p.captured-p.acked) < p.limits.InFlight
+	if !ok {
+		return nil
+	}
+	p.capturing, p.paceDue = true, false
+	next := p.captured + 1
+	if next > 1 {
+		return []Action{Capture{Epoch: next}}
+	}
+	// From here on the backup may hold a checkpoint: the marker goes first.
+	p.armed = true
+	return []Action{Persist{p.gen, "armed"}, Capture{Epoch: 1, Initial: true}}
+}
+
+func (p *Primary) capturedEpoch(e Captured) []Action {
+	if !p.capturing {
+		return nil
+	}
+	stale := p.stale
+	p.capturing, p.stale = false, false
+	if stale || !p.ready || e.Epoch != p.captured+1 {
+		return p.maybeCapture() // of a session that is gone
+	}
+	p.captured = e.Epoch
+	if p.early == e.Epoch {
+		return p.ackedEpoch(Acked{e.Epoch})
+	}
+	return p.maybeCapture()
+}
+
+func (p *Primary) captureFailed(e CaptureFailed) []Action {
+	if !p.capturing {
+		return nil
+	}
+	stale := p.stale
+	p.capturing, p.stale = false, false
+	if !e.Fatal || p.guestDead || stale {
+		return p.maybeCapture() // when the pace says so
+	}
+	if p.session && p.state != PrimaryStopping {
+		return p.redial(ReopenCapture{}, CloseSession{})
+	}
+	return []Action{ReopenCapture{}}
+}
+
+func (p *Primary) ackedEpoch(e Acked) []Action {
+	switch {
+	case !p.ready || e.Epoch <= p.acked:
+		return nil
+	case e.Epoch == p.captured+1 && p.capturing && !p.stale:
+		// Shipped and acknowledged before the word that it was captured
+		// came through.
+		p.early = e.Epoch
+		return nil
+	case e.Epoch > p.captured:
+		// Not an epoch that we sent: a peer's mistake, not ours.
+		return p.redial(CloseSession{})
+	}
+	var acts []Action
+	for p.acked < e.Epoch {
+		p.acked++
+		acts = append(acts, Release{p.acked})
+	}
+	acts = append(acts, SendReleased{p.acked})
+	return append(acts, p.maybeCapture()...)
+}
+
+func (p *Primary) rehearsed(e Rehearsed) []Action {
+	if p.state != PrimarySyncing {
+		return nil
+	}
+	if !e.OK {
+		return p.stopping("the backup cannot load this guest: " + e.Reason)
+	}
+	p.state = PrimaryProtected
+	return append([]Action{Persist{p.gen, "protected"}}, p.maybeCapture()...)
+}
