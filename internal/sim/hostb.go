@@ -176,25 +176,40 @@ func (b *hostB) admit(gen ftengine.Generation) (s *session, holds ftengine.Gener
 	return b.w.link.open(gen), 0, false
 }
 
-// setup is the first message of a session: the machine hears of it now.
+// setup asks for a standby: the machine hears of the session now.
 func (b *hostB) setup(s *session) {
-	if !s.bUp || !b.up {
-		s.closeB(true)
+	if !b.adopt(s) {
 		return
 	}
+	s.begun = true
+	b.post(ftengine.SessionUp{Generation: s.gen})
+}
+
+// adopt makes s, of which the first message came, the session of this host. An
+// older one ends.
+func (b *hostB) adopt(s *session) bool {
+	if !s.bUp || !b.up {
+		s.closeB(true)
+		return false
+	}
 	if old := b.sess; old != nil && old != s {
+		if old.id > s.id {
+			return false
+		}
 		old.downB(ftengine.Closed)
 	}
 	b.sess = s
-	s.begun = true
 	if b.m == nil {
 		b.m = ftengine.NewBackup(b.w.limits)
 		b.inbox = nil
 	}
-	b.post(ftengine.SessionUp{Generation: s.gen})
+	return true
 }
 
 func (b *hostB) hear(s *session, e ftengine.Event) {
+	if b.sess != s && !b.adopt(s) {
+		return
+	}
 	if s.bUp && b.sess == s {
 		b.post(e)
 	}

@@ -321,7 +321,7 @@ func (b *Backup) rehearseDone(e RehearseDone) []Action {
 
 func (b *Backup) guestDead(e GuestDead) []Action {
 	switch b.state {
-	case BackupStandby:
+	case BackupStandby, BackupOrphaned:
 		b.reason = e.Reason
 		return b.claim(HandedOver)
 	case BackupSyncing:
@@ -331,6 +331,8 @@ func (b *Backup) guestDead(e GuestDead) []Action {
 			return nil
 		}
 		return append([]Action{CloseSession{}}, b.drop(BackupWaiting, true)...)
+	case BackupWaiting:
+		return []Action{CloseSession{}} // nothing is here to go on from
 	}
 	return nil
 }

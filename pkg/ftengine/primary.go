@@ -185,6 +185,9 @@ func (p *Primary) Step(e Event) []Action {
 }
 
 func (p *Primary) sessionUp(e SessionUp) []Action {
+	if p.state == PrimaryHandedOver && !p.handedOver {
+		return p.handOver(e)
+	}
 	if p.claiming || p.unsure || p.guestDead {
 		// The answer decides under which generation we talk again.
 		return []Action{CloseSession{}}

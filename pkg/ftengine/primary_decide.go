@@ -97,6 +97,8 @@ func (p *Primary) retry(e Retry) []Action {
 		return p.claim(ToRevoke)
 	case p.state == PrimaryFenced:
 		return []Action{Connect{}}
+	case p.state == PrimaryHandedOver && !p.handedOver:
+		return p.finish(p.reason + ", while no backup could be told")
 	}
 	return nil
 }
@@ -121,16 +123,37 @@ func (p *Primary) guestGone(e GuestGone) []Action {
 	case p.state == PrimaryStopping:
 		return nil
 	case p.session && p.armed:
-		p.state, p.ready, p.handedOver = PrimaryHandedOver, false, true
-		return []Action{Persist{p.gen, "handed-over"}, SendGuestDead{e.Reason}}
+		return p.tellDead()
 	case p.session:
 		return p.stopping(e.Reason + ", before the first checkpoint was complete")
 	case p.state == PrimaryFenced:
 		return p.finish(e.Reason + " here, while the backup holds the right to run")
 	case p.unsure:
 		return append([]Action{Withdraw{p.gen + 1}}, p.finish(e.Reason+", while no backup could be told")...)
+	case p.armed:
+		// The backup may hold the last checkpoint there is: look for it.
+		p.state = PrimaryHandedOver
+		return []Action{Connect{}, p.retryAfter(handOverTries * p.limits.Detect)}
 	}
 	return p.finish(e.Reason + ", while no backup could be told")
+}
+
+// handOverTries bounds, in detection limits, how long a primary whose guest
+// died looks for its backup. One that is silent decides for itself meanwhile.
+const handOverTries = 120
+
+func (p *Primary) tellDead() []Action {
+	p.state, p.ready, p.handedOver = PrimaryHandedOver, false, true
+	return []Action{Persist{p.gen, "handed-over"}, SendGuestDead{p.reason}}
+}
+
+// handOver tells a backup that was found again that the guest is dead.
+func (p *Primary) handOver(e SessionUp) []Action {
+	if e.Generation > p.gen {
+		return p.finish(p.reason + "; the backup had decided for itself")
+	}
+	p.session = true
+	return p.tellDead()
 }
 
 func (p *Primary) stopping(reason string) []Action {
@@ -147,10 +170,14 @@ func (p *Primary) stopping(reason string) []Action {
 	case p.claiming:
 		return nil
 	case p.session:
-		return []Action{SendStandDown{reason}, p.retryAfter(4 * p.limits.Detect)}
+		return []Action{SendStandDown{reason}, p.retryAfter(standDownTries * p.limits.Detect)}
 	}
 	return p.claim(ToRevoke)
 }
+
+// standDownTries bounds, in detection limits, how long the backup may take to
+// let go of its standby: libvirtd has to end a QEMU meanwhile.
+const standDownTries = 20
 
 func (p *Primary) winnerRunning() []Action {
 	if p.state != PrimaryFenced {

@@ -51,7 +51,7 @@ func TestRun(t *testing.T) {
 	var did []string
 	dealt := 0
 	Run(context.Background(), p, p.Start(), events, func(a Action) { did = append(did, show(a)) }, func() { dealt++ })
-	want := []string{"Persist Generation=1 Phase=connecting", "Connect", "SendSetup", "SendStandDown Reason=user", "RetryAfter Delay=2s",
+	want := []string{"Persist Generation=1 Phase=connecting", "Connect", "SendSetup", "SendStandDown Reason=user", "RetryAfter Delay=10s",
 		"CloseSession", "Finish Reason=user"}
 	if !slices.Equal(did, want) || dealt != 4 || len(events) != 1 {
 		t.Errorf("did %q in %d steps, %d events left", did, dealt, len(events))
