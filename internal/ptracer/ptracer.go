@@ -38,6 +38,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -78,12 +79,37 @@ type Call struct {
 // call was executed is then unknown and err is ErrOutcomeUnknown as well as the
 // context's error. Without a deadline the call ends within 10 s.
 //
-// Remote may be called concurrently; of two calls to the same process at the
-// same time one may fail with ErrTraced. The binary must call MaybeInject first
-// thing in main, and in TestMain.
+// Remote may be called concurrently. Of two calls to the same process one waits
+// for the other, also for the last one of a program that was killed: its injector
+// outlives it for up to two seconds. The binary must call MaybeInject first thing
+// in main, and in TestMain.
 func Remote(ctx context.Context, pid int, c Call) (ret int64, err error) {
-	rep, err := spawn(ctx, pid, c, spawnOptions{})
-	return rep.Ret, err
+	ctx, cancel := context.WithTimeout(ctx, spawnBound)
+	defer cancel()
+	for {
+		rep, err := spawn(ctx, pid, c, spawnOptions{})
+		if !errors.Is(err, ErrTraced) || !injectorTraces(pid) {
+			return rep.Ret, err
+		}
+		select {
+		case <-ctx.Done():
+			return rep.Ret, err
+		case <-time.After(tracedPoll):
+		}
+	}
+}
+
+// tracedPoll is the pause before a process is tried again that an injector had.
+const tracedPoll = 5 * time.Millisecond
+
+// injectorTraces tells whether the tracer of pid is an injector, or is gone.
+func injectorTraces(pid int) bool {
+	st, err := readStatus(pid)
+	if err != nil || st.tracerPid == "" {
+		return false
+	}
+	cmdline, err := os.ReadFile("/proc/" + st.tracerPid + "/cmdline")
+	return st.tracerPid == "0" || err != nil || strings.HasPrefix(string(cmdline), injectorName+"\x00")
 }
 
 // spawnOptions are what tests change about an injector process.

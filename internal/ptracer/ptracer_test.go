@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -330,10 +331,32 @@ func TestErrors(t *testing.T) {
 		for st, _ := readStatus(tg.pid); st.tracerPid == "0"; st, _ = readStatus(tg.pid) {
 			time.Sleep(time.Millisecond)
 		}
-		_, err := remote(t, tg.pid, unix.SYS_GETPID)
-		wantErr(t, err, ErrTraced)
+		if ret, err := remote(t, tg.pid, unix.SYS_GETPID); err != nil || ret != int64(tg.pid) {
+			t.Errorf("a call behind another one returned %d, %v", ret, err)
+		}
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+		tg.mustRun()
+	})
+	t.Run("traced by a stranger", func(t *testing.T) {
+		tg := startTarget(t, "spin")
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := unix.PtraceSeize(tg.pid); err != nil {
+			t.Fatal(err)
+		}
+		_, err := remote(t, tg.pid, unix.SYS_GETPID)
+		wantErr(t, err, ErrTraced)
+		var ws unix.WaitStatus
+		if err := unix.PtraceInterrupt(tg.pid); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Wait4(tg.pid, &ws, unix.WALL, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.PtraceDetach(tg.pid); err != nil {
+			t.Fatal(err)
 		}
 		tg.mustRun()
 	})
