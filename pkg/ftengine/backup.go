@@ -83,6 +83,7 @@ type Backup struct {
 	claiming  bool // a Claim was asked for and not answered
 	cause     Cause
 	dead      bool // the primary's guest is dead; remembered through a rehearsal
+	hostLives bool // orphaned by a primary whose host is alive: its guest may run
 	ending    bool // an end, endActs, that waits for the outcome of the claim
 	endActs   []Action
 	endState  BackupState
@@ -219,7 +220,7 @@ func (b *Backup) sessionUp(e SessionUp) []Action {
 
 // drop lets go of what was held for a session.
 func (b *Backup) drop(next BackupState, had bool) []Action {
-	b.state, b.session, b.alive, b.dead = next, false, false, false
+	b.state, b.session, b.alive, b.dead, b.hostLives = next, false, false, false, false
 	b.makes.forget()
 	if !had {
 		return nil
@@ -245,11 +246,11 @@ func (b *Backup) sessionDown(e SessionDown) []Action {
 	if e.How == Closed {
 		// The primary's host lives and its guest probably runs: taking
 		// over would make two of it.
-		b.state = BackupOrphaned
+		b.state, b.hostLives = BackupOrphaned, true
 		b.reason = "the primary's daemon is gone but its host is not"
 		return []Action{DropUncommitted{}}
 	}
-	b.state, b.cause = BackupClaiming, PeerSilent
+	b.state, b.cause, b.hostLives = BackupClaiming, PeerSilent, false
 	// A primary that lives claims first: its guest need not move at all.
 	b.token++
 	return []Action{DropUncommitted{}, RetryAfter{b.limits.Detect / 4, b.token}}
@@ -354,6 +355,8 @@ func (b *Backup) operator(e OperatorActivate) []Action {
 		return []Action{Refuse{"a claim is under way; look again in a second"}}
 	case b.session && !e.Force:
 		return []Action{Refuse{"the primary is connected and runs the guest; --force would make it lose its copy and everything since the last checkpoint"}}
+	case b.state == BackupOrphaned && b.hostLives && !e.Force:
+		return []Action{Refuse{"the primary's host is alive, so its guest may be running; --force would run a second copy from the last checkpoint until the primary's daemon is back"}}
 	}
 	return b.claim(ByOperator)
 }
