@@ -190,7 +190,7 @@ func (a *app) printDetails(s control.Status) {
 	add("output", "", "%s", dash(s.Output))
 	add("clock", "", "%s", dash(s.Clock))
 	if s.FailoverMs > 0 {
-		add("last failover", "", "took %s, rolled back %s", millis(s.FailoverMs), millis(s.LostMs))
+		add("last failover", "", "took %s", millis(s.FailoverMs))
 	}
 	table(a.out, rows)
 	a.printTroubles("", s)

@@ -105,7 +105,6 @@ type Status struct {
 	Clock           string      `json:"clock"`
 	MemoryBytes     uint64      `json:"memory_bytes"`
 	FailoverMs      float64     `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
-	LostMs          float64     `json:"lost_ms,omitempty"`     // guest time rolled back by it
 	Warnings        []string    `json:"warnings,omitempty"`
 	Error           string      `json:"error,omitempty"`
 }

@@ -5,9 +5,17 @@ set -euo pipefail
 
 packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
-backports='deb http://deb.debian.org/debian bookworm-backports main'
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# The mirror that apt has Debian 12 from also has its backports. This downloads
+# nothing, and needs no package lists.
+backports() {
+    local site
+    site=$(apt-get update --print-uris 2>/dev/null |
+        sed -nE "s,^'(.*)/dists/(bookworm|oldstable|stable)/InRelease'.*,\1,p" | sed -n 1p)
+    [ -n "$site" ] && echo "deb $site bookworm-backports main"
+}
 
 # Any Go from 1.21 on fetches by itself the version that go.mod names.
 go_usable() {
@@ -48,11 +56,14 @@ if ! go_usable; then
     fi
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
+if [ -n "$sources" ]; then
+    line=$(backports) || { echo "deps: Go >= 1.21 is missing, and apt knows no Debian 12 mirror: install Go from https://go.dev/dl/" >&2; exit 1; }
+fi
 
 if [ "$(id -u)" != 0 ]; then
     if [ -n "$sources" ]; then
         echo "Go >= 1.21 is missing: install it from https://go.dev/dl/, or let apt find it:" >&2
-        echo "echo '$backports' | sudo tee $sources && sudo apt-get update" >&2
+        echo "echo '$line' | sudo tee $sources && sudo apt-get update" >&2
     fi
     echo "sudo apt-get install --no-install-recommends ${missing[*]}"
     exit 1
@@ -63,7 +74,7 @@ install() { apt-get -y -qq install --no-install-recommends "${missing[@]}"; }
 echo "deps: installing ${missing[*]}"
 if [ -n "$sources" ]; then
     echo "deps: adding $sources for Go"
-    echo "$backports" >"$sources"
+    echo "$line" >"$sources"
     apt-get -qq update
 elif [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ]; then
     apt-get -qq update
