@@ -44,8 +44,14 @@ demo: deps kernel guest build ## two hosts, one guest, one failure
 	@exec build/lab-demo $(DEMO)
 
 .PHONY: bench
-bench: deps ## micro-benchmarks
+bench: deps ## micro-benchmarks, then the checkpoint pause
 	go test -run '^$$' -bench . -benchmem -p 1 $(PKG)
+	@$(MAKE) --no-print-directory pause
+
+.PHONY: pause
+pause: deps kernel guest ## how long a checkpoint stops a guest, beside two floors (PAUSE='-rounds 20')
+	@go build $(GOFLAGS_BUILD) -o build/lab-pause ./test/pause
+	@exec build/lab-pause $(PAUSE)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME
