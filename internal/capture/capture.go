@@ -110,6 +110,7 @@ type Session struct {
 	closed  bool
 
 	deviceBytes int // of the last checkpoint
+	copiedBytes int // by the last checkpoint, under pause
 }
 
 // Open prepares the guest in process pid for checkpoints and starts to track

@@ -142,6 +142,7 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.warmUp(max(arenaWarmBytes, 2*s.copiedBytes))
 	c := &Checkpoint{}
 	rs := append(a.ranges[:0], s.carry...)
 	carried := len(rs)
@@ -168,6 +169,7 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 		a.batch(rs, n).Free()
 		return nil, s.explain(fmt.Errorf("checkpoint: %w", err))
 	}
+	s.copiedBytes = n
 	c.Batch = a.batch(rs, n)
 	c.Phases.Pages, c.Phases.DeviceBytes = n/guestram.PageSize, len(c.Device)
 	return c, nil
