@@ -62,7 +62,27 @@ func newBackup(d *Daemon, m marker, arb arbiter.Arbiter) *backup {
 	return b
 }
 
-func (b *backup) start() {
+// restoreBackup returns the runner of a protection that an earlier daemon of
+// this host knew, and what it has to do first. dom is what runs here of it, or
+// nil.
+func restoreBackup(d *Daemon, m marker, arb arbiter.Arbiter, found ftengine.StandbyFound, dom *virt.Domain) (*backup, []ftengine.Action) {
+	b := newBackup(d, m, arb)
+	var first []ftengine.Action
+	b.m, first = ftengine.RestoreBackup(ftengine.Generation(m.Generation), m.Phase, found, d.limits())
+	if dom != nil {
+		b.standby = &virt.Standby{Domain: dom}
+		if found != ftengine.StandbyGone {
+			b.watchStandby(b.standby)
+		}
+	}
+	if found == ftengine.StandbyRuns {
+		b.tidyActive() // the work goroutine does it once it runs
+	}
+	b.snapshot()
+	return b, first
+}
+
+func (b *backup) start(first ...ftengine.Action) {
 	b.async(func() {
 		for {
 			select {
@@ -75,7 +95,7 @@ func (b *backup) start() {
 		}
 	})
 	go func() {
-		b.run(b.m, nil, b.do, b.snapshot, nil)
+		b.run(b.m, first, b.do, b.snapshot, nil)
 		b.d.ended(b.uuid, &b.base)
 	}()
 }
@@ -214,6 +234,13 @@ func (b *backup) active() bool {
 	return b.runs
 }
 
+// idle tells whether there is neither a standby nor a primary.
+func (b *backup) idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.status.State == ftengine.BackupWaiting.String()
+}
+
 // snapshot publishes what others may look at; the machine's goroutine calls
 // it after each event.
 func (b *backup) snapshot() {
@@ -222,7 +249,7 @@ func (b *backup) snapshot() {
 	b.holdMu.Lock()
 	b.holds, b.runs = holds, runs
 	b.accept = func(g ftengine.Generation) bool {
-		return holds == 0 && g >= gen && state != ftengine.BackupFailed && state != ftengine.BackupStopped
+		return holds == 0 && g >= gen && state != ftengine.BackupClaiming && state != ftengine.BackupFailed && state != ftengine.BackupStopped
 	}
 	b.holdMu.Unlock()
 	b.mu.Lock()

@@ -197,7 +197,7 @@ func (in *inbound) begin(m *replica.Setup, gen uint64) error {
 	b := in.b
 	b.mu.Lock()
 	b.arb = arb
-	b.mark.Arbiter = m.Arbiter
+	b.mark.Arbiter, b.mark.ArbiterID = m.Arbiter, m.ArbiterIdentity
 	b.mu.Unlock()
 	b.later(func() { b.setup = m })
 	in.post(ftengine.SessionUp{Generation: ftengine.Generation(gen)})

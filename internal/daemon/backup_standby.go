@@ -18,12 +18,17 @@ const (
 	standbyTimeout = 120 * time.Second
 	// loadTimeout bounds the loading of device state and streamed memory.
 	loadTimeout = 30 * time.Second
+	// standbyTriesMax bounds how often a standby is made whose QEMU ends at
+	// once, or that libvirt refuses.
+	standbyTriesMax = 3
+	// awayPoll is how often is looked whether libvirtd is back.
+	awayPoll = 200 * time.Millisecond
 )
 
 // The methods of this file run on the work goroutine.
 
 func (b *backup) makeStandby() {
-	st, img, err := b.newStandby(func(xml string) (string, error) { return xml, nil })
+	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
 		b.standby, b.img = st, img
 		b.watchStandby(st)
@@ -34,8 +39,9 @@ func (b *backup) makeStandby() {
 }
 
 // newStandby starts a domain that waits for a stream, with its memory mapped.
-// change may alter its XML.
-func (b *backup) newStandby(change func(string) (string, error)) (*virt.Standby, *image, error) {
+// change may alter its XML. While libvirtd is away and somebody still wants
+// the standby, it tries on.
+func (b *backup) newStandby(wanted func() bool, change func(string) (string, error)) (*virt.Standby, *image, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, standbyTimeout)
 	defer cancel()
 	b.mu.Lock()
@@ -48,6 +54,31 @@ func (b *backup) newStandby(change func(string) (string, error)) (*virt.Standby,
 	if err != nil {
 		return nil, nil, err
 	}
+	for tries := 1; ; {
+		st, img, err := b.tryStandby(ctx, xml)
+		switch {
+		case err == nil:
+			return st, img, nil
+		case errors.Is(err, virt.ErrActive):
+			// Ours, perhaps, of a call whose end we did not see.
+			if !b.endStray(ctx) {
+				return nil, nil, err
+			}
+		case errors.Is(err, virt.ErrDisconnected):
+		case tries >= standbyTriesMax:
+			return nil, nil, err
+		default:
+			tries++
+		}
+		if ctx.Err() != nil || !wanted() {
+			return nil, nil, err
+		}
+		b.log.Warn("the standby could not be made; trying again", "err", err)
+		afterOrDone(ctx, awayPoll)
+	}
+}
+
+func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *image, error) {
 	st, err := b.d.virt.StartStandby(ctx, xml)
 	if err != nil {
 		return nil, nil, err
@@ -58,6 +89,22 @@ func (b *backup) newStandby(change func(string) (string, error)) (*virt.Standby,
 		return nil, nil, err
 	}
 	return st, img, nil
+}
+
+// endStray destroys a standby of this guest that nobody holds. It reports
+// whether there may have been one.
+func (b *backup) endStray(ctx context.Context) bool {
+	doms, err := b.d.virt.Leftovers(ctx)
+	if err != nil {
+		return errors.Is(err, virt.ErrDisconnected)
+	}
+	for _, dom := range doms {
+		if dom.UUID() == b.uuid {
+			b.log.Warn("a stray standby is destroyed", "err", destroyAway(ctx, dom))
+			return true
+		}
+	}
+	return false
 }
 
 func (b *backup) mapStandby(ctx context.Context, st *virt.Standby) (*image, error) {
@@ -77,13 +124,39 @@ func (b *backup) mapStandby(ctx context.Context, st *virt.Standby) (*image, erro
 	return img, nil
 }
 
-// end destroys a standby that is of no use any more.
+// end destroys a standby that is of no use any more. While libvirtd is away it
+// waits, so that the next one does not meet it; for too long, and the rest is
+// done in the background, for as long as this daemon lives.
 func (b *backup) end(st *virt.Standby) {
+	st.Incoming.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), guestCallTimeout)
 	defer cancel()
-	st.Incoming.Close()
-	if err := st.Destroy(ctx); err != nil && !errors.Is(err, virt.ErrNoDomain) {
-		b.log.Warn("a standby could not be destroyed", "name", st.Name(), "err", err)
+	err := destroyAway(ctx, st.Domain)
+	if err == nil {
+		return
+	}
+	b.log.Warn("a standby could not be destroyed yet", "name", st.Name(), "err", err)
+	go func() {
+		if err := destroyAway(b.d.ctx, st.Domain); err != nil {
+			b.log.Error("a standby stays behind", "name", st.Name(), "err", err)
+		}
+	}()
+}
+
+// destroyAway destroys dom and waits for libvirtd when that is away. libvirt
+// kills QEMU at once when it is told to; a call that was cut off is repeated.
+func destroyAway(ctx context.Context, dom *virt.Domain) error {
+	for {
+		call, cancel := context.WithTimeout(ctx, guestCallTimeout)
+		err := dom.Destroy(call)
+		cancel()
+		if err == nil || errors.Is(err, virt.ErrNoDomain) {
+			return nil
+		}
+		if ctx.Err() != nil || !errors.Is(err, virt.ErrDisconnected) && !errors.Is(err, virt.ErrOutcomeUnknown) {
+			return err
+		}
+		afterOrDone(ctx, awayPoll)
 	}
 }
 
@@ -112,7 +185,7 @@ func (b *backup) remakeStandby() {
 		return
 	}
 	old.in = nil
-	st, img, err := b.newStandby(func(xml string) (string, error) { return xml, nil })
+	st, img, err := b.newStandby(func() bool { return true }, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
 		err = img.copyFrom(old)
 		if err == nil {
@@ -140,7 +213,7 @@ func (b *backup) watchStandby(st *virt.Standby) {
 		return
 	}
 	b.async(func() {
-		if waitExit(b.ctx, pid) != nil {
+		if _, err := waitExit(b.ctx, pid); err != nil {
 			return
 		}
 		b.later(func() {
@@ -215,12 +288,28 @@ func (b *backup) rehearse() {
 	b.post(ftengine.RehearseDone{OK: err == nil, Reason: text(err)})
 }
 
-func (b *backup) rehearseScratch() error {
+// rehearsalsMax bounds how often a rehearsal is begun again that ended without
+// QEMU's word on the checkpoint: libvirtd may have been away.
+const rehearsalsMax = 3
+
+func (b *backup) rehearseScratch() (err error) {
+	for range rehearsalsMax {
+		err = b.rehearseOnce()
+		var refused *virt.LoadError
+		if err == nil || errors.As(err, &refused) || !b.connected() {
+			break
+		}
+		b.log.Warn("the rehearsal was cut short; beginning again", "err", err)
+	}
+	return err
+}
+
+func (b *backup) rehearseOnce() error {
 	if b.img == nil {
 		return errors.New("the standby is gone")
 	}
 	name, uuid := b.name+"-virt-ft-rehearsal", randomUUID()
-	st, img, err := b.newStandby(func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
+	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -27,6 +28,7 @@ type base struct {
 	ctx    context.Context // ends when the runner is to stop
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	asked  chan struct{} // closed when the arbiter was last asked for something; the machine's goroutine owns it
 	events chan ftengine.Event
 	done   chan struct{} // closed when the machine ended and all goroutines did
 
@@ -104,9 +106,24 @@ func (b *base) retryAfter(a ftengine.RetryAfter) {
 // claimTimeout bounds one call of an arbiter.
 const claimTimeout = 3 * time.Second
 
+// inTurn runs f on a goroutine of its own, after all that was asked of the
+// arbiter before: a right that is claimed again must not be handed back by an
+// older wish.
+func (b *base) inTurn(f func()) {
+	before, done := b.asked, make(chan struct{})
+	b.asked = done
+	b.async(func() {
+		defer close(done)
+		if before != nil {
+			<-before
+		}
+		f()
+	})
+}
+
 // claim asks the arbiter and posts the verdict.
 func (b *base) claim(a ftengine.Claim) {
-	b.async(func() {
+	b.inTurn(func() {
 		ctx, cancel := context.WithTimeout(b.ctx, claimTimeout)
 		defer cancel()
 		c := b.claimOf(a.Generation)
@@ -125,13 +142,35 @@ func (b *base) claim(a ftengine.Claim) {
 	})
 }
 
+// withdrawRetry is the pause between two tries to hand a right back, and
+// withdrawGrace how long a runner that is told to stop goes on trying.
+const (
+	withdrawRetry = 500 * time.Millisecond
+	withdrawGrace = 10 * time.Second
+)
+
+// withdraw hands a right back. It tries on until the arbiter answers: the
+// other side stays paused meanwhile. A claim asked for later waits for it.
 func (b *base) withdraw(gen ftengine.Generation) {
-	b.async(func() {
-		// The right goes back even when the runner is told to stop.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), claimTimeout)
-		defer cancel()
-		if err := b.arb.Withdraw(ctx, b.claimOf(gen)); err != nil {
-			b.log.Error("the claim could not be handed back", "generation", gen, "err", err)
+	b.inTurn(func() {
+		var giveUp <-chan time.Time
+		stopped := b.ctx.Done()
+		for {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), claimTimeout)
+			err := b.arb.Withdraw(ctx, b.claimOf(gen))
+			cancel()
+			if err == nil || errors.Is(err, arbiter.ErrNotHolder) || errors.Is(err, arbiter.ErrRunning) {
+				b.log.Info("handed back", "generation", gen, "err", err)
+				return
+			}
+			b.log.Error("the right to run could not be handed back yet", "generation", gen, "err", err)
+			select {
+			case <-stopped:
+				stopped, giveUp = nil, time.After(withdrawGrace)
+			case <-giveUp:
+				return
+			case <-time.After(withdrawRetry):
+			}
 		}
 	})
 }

@@ -45,6 +45,8 @@ type Daemon struct {
 	primaries map[string]*primary // by domain UUID
 	backups   map[string]*backup
 	arbiters  map[string]arbiter.Arbiter
+	recovered bool            // what an earlier daemon left was looked at
+	untaken   map[string]bool // UUIDs of what could not be taken up yet
 	hub       hub
 }
 
@@ -53,7 +55,7 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	if cfg.Host == "" {
 		return nil, errors.New("config: host is empty")
 	}
-	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}}, nil
+	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, untaken: map[string]bool{}}, nil
 }
 
 // Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
@@ -151,8 +153,12 @@ func (d *Daemon) transport() replica.Transport {
 	return replica.Transport{Mode: t.Mode, CACert: t.CA, ServerCert: t.ServerCert, ServerKey: t.ServerKey, ClientCert: t.ClientCert, ClientKey: t.ClientKey}
 }
 
+func busy(why string) *replica.Refuse {
+	return &replica.Refuse{Code: replica.CodeBusy, Reason: why, Remedy: "wait for its end"}
+}
+
 // admit decides whether a primary may talk to us about a domain.
-func (d *Daemon) admit(_ context.Context, peer replica.Peer, hello *replica.Hello) (*replica.Welcome, *replica.Refuse) {
+func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.Hello) (*replica.Welcome, *replica.Refuse) {
 	uuid := hello.Domain.String()
 	w := &replica.Welcome{State: replica.BackupNone, Host: d.cfg.Host, Software: d.Version().Version,
 		HeartbeatPeriodNs: d.cfg.Heartbeat.Period.Nanoseconds(), SilenceLimitNs: d.cfg.Heartbeat.Limit.Nanoseconds()}
@@ -160,27 +166,44 @@ func (d *Daemon) admit(_ context.Context, peer replica.Peer, hello *replica.Hell
 		return nil, &replica.Refuse{Code: replica.CodeProtocol, Reason: "only a primary dials"}
 	}
 	d.mu.Lock()
-	b, p := d.backups[uuid], d.primaries[uuid]
+	b, p, wait := d.backups[uuid], d.primaries[uuid], !d.recovered || d.untaken[uuid]
 	d.mu.Unlock()
-	if p != nil {
-		return nil, &replica.Refuse{Code: replica.CodePolicy, Reason: fmt.Sprintf("%s is protected from here to %s", hello.DomainName, p.peerAddr),
-			Remedy: "unprotect it on one of the hosts"}
-	}
-	if b == nil {
+	switch {
+	case wait:
+		// A copy of the guest may be here whose fate is not known yet.
+		return nil, busy("what an earlier daemon of this host left is being looked at")
+	case p != nil:
+		return d.admitBeside(ctx, p, peer, w)
+	case b == nil:
 		return w, nil
 	}
 	b.holdMu.Lock()
 	defer b.holdMu.Unlock()
 	switch {
-	case b.runs && peer.Generation <= uint64(b.holds):
-		// Said in a Welcome so that the primary learns who runs.
+	case b.runs && peer.Generation < uint64(b.holds):
+		// The listener refuses it, and tells it by this who runs.
 		w.State, w.Generation = replica.BackupActive, uint64(b.holds)
-		return nil, &replica.Refuse{Code: replica.CodeGeneration, Reason: fmt.Sprintf("%s runs here since generation %d", hello.DomainName, b.holds),
-			Remedy: "the copy on the other host must end"}
 	case !b.accept(ftengine.Generation(peer.Generation)):
-		return nil, &replica.Refuse{Code: replica.CodeBusy, Reason: "a take-over is under way here", Remedy: "wait for its end"}
+		return nil, busy("a take-over is under way here, or has been")
 	}
 	return w, nil
+}
+
+// admitBeside answers a primary of a guest that is protected from here, too.
+// One of the two copies is to end: the arbiter knows which.
+func (d *Daemon) admitBeside(ctx context.Context, p *primary, peer replica.Peer, w *replica.Welcome) (*replica.Welcome, *replica.Refuse) {
+	if peer.Generation == p.generation() {
+		return nil, &replica.Refuse{Code: replica.CodePolicy, Reason: fmt.Sprintf("%s is protected from here to %s", p.name, p.peerAddr),
+			Remedy: "unprotect it on one of the hosts"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	r, err := p.arb.Inspect(ctx, p.uuid)
+	if err == nil && r.Host == d.cfg.Host && r.Step == arbiter.StepRunning && r.Generation > peer.Generation {
+		w.State, w.Generation = replica.BackupActive, r.Generation
+		return w, nil // refused by the listener
+	}
+	return nil, busy(fmt.Sprintf("%s is protected from here to %s under another generation", p.name, p.peerAddr))
 }
 
 func (d *Daemon) acceptSessions(ln *replica.Listener) {
@@ -189,15 +212,23 @@ func (d *Daemon) acceptSessions(ln *replica.Listener) {
 		if err != nil {
 			return
 		}
-		d.backupFor(s).serve(s)
+		if b := d.backupFor(s); b != nil {
+			b.serve(s)
+		} else {
+			s.Close()
+		}
 	}
 }
 
-// backupFor returns the runner for a session, making one if there is none.
+// backupFor returns the runner for a session, making one if there is none; nil
+// when the guest came to be protected from here since the session was let in.
 func (d *Daemon) backupFor(s *replica.Session) *backup {
 	uuid := s.Hello.Domain.String()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.primaries[uuid] != nil {
+		return nil
+	}
 	if b := d.backups[uuid]; b != nil {
 		b.mu.Lock()
 		b.mark.Generation, b.mark.Protection = s.PeerGeneration, s.Protection().String()

@@ -4,22 +4,32 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// waitExit returns nil when process pid has ended, or ctx's error. It holds a
-// pidfd, so that a reused number cannot fool it.
-func waitExit(ctx context.Context, pid int) error {
+// waitExit returns when process pid has ended, with the signal that ended it if
+// that is known, or ctx's error. It holds a pidfd, so that a reused number cannot
+// fool it.
+func waitExit(ctx context.Context, pid int) (syscall.Signal, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err == unix.ESRCH {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return fmt.Errorf("pidfd of %d: %w", pid, err)
+		return 0, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
+	if err := pollExit(ctx, fd); err != nil {
+		return 0, err
+	}
+	return exitSignal(fd), nil
+}
+
+// pollExit waits until the process of a pidfd has ended, or ctx.
+func pollExit(ctx context.Context, fd int) error {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("eventfd", err)
@@ -47,6 +57,17 @@ func waitExit(ctx context.Context, pid int) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// processGone tells whether process pid has ended, reaped or not.
+func processGone(pid int) bool {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return err == unix.ESRCH
+	}
+	defer unix.Close(fd)
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n == 1
 }
 
 // afterOrDone waits d or until ctx ends.

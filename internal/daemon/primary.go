@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
@@ -27,11 +30,15 @@ type primary struct {
 	peerAddr string
 	handed   bool // the backup was told to take over; the machine's goroutine owns it
 
-	connecting atomic.Bool  // a connect goroutine is at work
-	epochNs    atomic.Int64 // shortest time between the starts of two captures
+	connecting atomic.Bool            // a connect goroutine is at work
+	described  atomic.Pointer[string] // the domain's XML that the backup's standby was made of
+	epochNs    atomic.Int64           // shortest time between the starts of two captures
 
 	capMu sync.Mutex // held while a checkpoint is taken
 	cap   *capture.Session
+
+	setupMu      sync.Mutex // one session is set up at a time
+	captureTries int        // failures to open a capture session in a row; of setupMu's holder
 
 	linkMu sync.Mutex
 	link   *link // the session with the backup, or nil
@@ -54,7 +61,7 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 	p := &primary{dom: dom, pid: pid, peerAddr: m.Peer, id: id, domain: uuid}
 	p.init(d.ctx, d, m, arb)
 	p.epochNs.Store(m.EpochNs)
-	p.m = ftengine.NewPrimary(ftengine.Generation(m.Generation), m.armed(), d.limits())
+	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
 	p.snapshot()
 	return p, nil
 }
@@ -105,11 +112,11 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.SendStandDown:
 		p.withLink(func(l *link) { l.send(0, &replica.StandDown{Reason: a.Reason}) })
 	case ftengine.PauseGuest:
-		p.onGuest("pause", p.dom.Suspend)
+		p.onGuest("pause", p.dom.Suspend, isStopped)
 	case ftengine.ResumeGuest:
-		p.onGuest("resume", p.dom.Resume)
+		p.onGuest("resume", p.dom.Resume, isResumed)
 	case ftengine.DestroyGuest:
-		p.onGuest("destroy", p.dom.Destroy)
+		p.onGuest("destroy", p.dom.Destroy, nil)
 	case ftengine.WatchWinner:
 		p.async(func() { p.watchWinner(a.Generation) })
 	case ftengine.CloseSession:
@@ -124,17 +131,64 @@ func (p *primary) do(a ftengine.Action) {
 // guestCallTimeout bounds one libvirt call on the guest outside the epochs.
 const guestCallTimeout = 30 * time.Second
 
-// onGuest runs f in order with the other actions: what follows relies on it.
-func (p *primary) onGuest(what string, f func(context.Context) error) {
+// guestRetry is the pause between two tries at a guest that libvirtd does not
+// let us reach.
+const guestRetry = 100 * time.Millisecond
+
+// onGuest runs f until done says that it had its effect, in order with the
+// other actions: what follows relies on it. libvirtd may be away for a while,
+// and a guest must neither stay paused nor run on for that.
+func (p *primary) onGuest(what string, f func(context.Context) error, done func(status string) bool) {
+	for told := false; ; told = true {
+		err := p.tryOnGuest(f, done)
+		if err == nil {
+			if told {
+				p.setError(nil)
+			}
+			p.log.Info("guest", "did", what)
+			return
+		}
+		if !told {
+			p.log.Error("could not "+what+" the guest; trying on", "err", err)
+			p.setError(fmt.Errorf("could not %s the guest yet: %w", what, err))
+		}
+		if p.ctx.Err() != nil || processGone(p.pid) {
+			return // the marker tells the next daemon what is to be done
+		}
+		afterOrDone(p.ctx, guestRetry)
+	}
+}
+
+// tryOnGuest looks at QEMU itself afterwards: libvirt takes a guest that is
+// stopped for a checkpoint for a paused one, and does nothing.
+func (p *primary) tryOnGuest(f func(context.Context) error, done func(string) bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
 	defer cancel()
-	if err := f(ctx); err != nil {
-		p.log.Error("could not "+what+" the guest", "err", err)
-		p.warn("could not " + what + " the guest: " + err.Error())
-		return
+	err := f(ctx)
+	if done == nil {
+		return err
 	}
-	p.log.Info("guest", "did", what)
+	raw, qerr := p.dom.QMP(ctx, "query-status", nil)
+	if qerr != nil {
+		return errors.Join(err, qerr)
+	}
+	var st struct {
+		Status string `json:"status"`
+	}
+	if qerr := json.Unmarshal(raw, &st); qerr != nil {
+		return qerr
+	}
+	if done(st.Status) {
+		return nil
+	}
+	return errors.Join(err, fmt.Errorf("QEMU says that it is %q", st.Status))
 }
+
+// isResumed is true for a guest that sleeps or panicked by itself, too.
+func isResumed(status string) bool { return status != "paused" }
+
+// isStopped is false for a guest that a checkpoint lets go in a moment.
+func isStopped(status string) bool { return status != "running" && status != "save-vm" }
 
 func (p *primary) finish(reason string) {
 	p.dropLink()
@@ -168,14 +222,31 @@ const crashDetailWait = 2 * time.Second
 func (p *primary) watchGuest() {
 	events, cancel := p.d.virt.Subscribe()
 	defer cancel()
-	gone := make(chan error, 1)
-	p.async(func() { gone <- waitExit(p.ctx, p.pid) })
+	type exit struct {
+		signal syscall.Signal
+		err    error
+	}
+	gone := make(chan exit, 1)
+	p.async(func() {
+		signal, err := waitExit(p.ctx, p.pid)
+		gone <- exit{signal, err}
+	})
 	orderly := "" // what libvirt announced before the end
 	for {
 		select {
 		case <-p.ctx.Done():
 			return
 		case e := <-events:
+			switch e.Kind {
+			case virt.Rebooted:
+				if e.UUID == p.uuid {
+					p.async(p.checkLayout)
+				}
+			case virt.DeviceAdded, virt.DeviceRemoved, virt.Reconnected, virt.Lagged:
+				if e.UUID == "" || e.UUID == p.uuid {
+					p.async(p.compareDevices)
+				}
+			}
 			if e.UUID != p.uuid {
 				continue
 			}
@@ -186,18 +257,50 @@ func (p *primary) watchGuest() {
 				p.post(goneOf(e.Detail))
 				return
 			}
-		case err := <-gone:
-			if err != nil {
+		case e := <-gone:
+			if e.err != nil {
 				if p.ctx.Err() == nil {
-					p.log.Error("QEMU cannot be watched", "err", err)
+					p.log.Error("QEMU cannot be watched", "err", e.err)
 				}
 				gone = nil
 				continue
+			}
+			if e.signal != 0 && orderly == "" {
+				// Nobody who wants a guest to end kills its QEMU; libvirt
+				// asks it first, and would have announced it. What it has to
+				// say comes after it has tidied up: too late for us.
+				p.post(ftengine.GuestGone{Reason: fmt.Sprintf("QEMU was ended by a signal (%v)", e.signal)})
+				return
 			}
 			p.post(p.whyGone(events, orderly))
 			return
 		}
 	}
+}
+
+// compareDevices begins a new session when the guest is not the one any more
+// that the backup's standby was made of: it would not load there. A guest that
+// cannot be protected as it is now is not protected any more.
+func (p *primary) compareDevices() {
+	l, was := p.currentLink(), p.described.Load()
+	if l == nil || was == nil {
+		return // the next session describes it anew
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, guestCallTimeout)
+	defer cancel()
+	now, err := p.dom.XML(ctx)
+	if err != nil || now == *was {
+		return // libvirtd is away again, and tells when it is back
+	}
+	if live, err := p.dom.LiveXML(ctx); err == nil {
+		for _, f := range virt.Judge(live) {
+			if f.Level == virt.Fail {
+				p.post(ftengine.Unprotect{Reason: fmt.Sprintf("the guest was changed: %s: %s", f.Item, f.Text)})
+				return
+			}
+		}
+	}
+	l.fail(errors.New("the guest's devices were changed; a new standby is needed"))
 }
 
 // whyGone asks, after QEMU ended, whether that was wanted.

@@ -11,6 +11,7 @@ import (
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
@@ -19,9 +20,11 @@ const (
 	livePassesMax = 12
 	// livePagesFew is a dirty set that needs no live pass before the pause.
 	livePagesFew = 512
-	// runShare: a guest runs at least this many times as long as the recent
-	// p90 pause before it is paused again, so that it keeps 80 % of its time.
-	runShare = 4
+	// captureRetry is the pause before a capture session is opened again.
+	captureRetry = 500 * time.Millisecond
+	// captureTriesMax bounds how often, in a row, that is done while libvirtd
+	// can be reached.
+	captureTriesMax = 20
 	// shipQueueMax bounds the batches that wait for the data connection.
 	shipQueueMax = 16
 )
@@ -34,31 +37,30 @@ type syncProgress struct {
 
 // sendSetup opens the capture session and describes the guest to the backup.
 func (p *primary) sendSetup(l *link) {
+	p.setupMu.Lock()
+	defer p.setupMu.Unlock()
 	blocks, err := p.openCapture(l.ctx)
 	if err != nil {
-		p.setError(err)
-		p.log.Error("capture cannot be opened", "err", err)
-		if errors.Is(err, capture.ErrGuestGone) {
-			return // watchGuest tells
-		}
-		p.post(ftengine.Unprotect{Reason: err.Error()})
+		p.noCapture(l, err)
 		return
 	}
 	xml, err := p.dom.XML(l.ctx)
 	if err != nil {
-		l.fail(err)
+		p.noCapture(l, err)
 		return
 	}
 	live, err := p.dom.LiveXML(l.ctx)
 	if err != nil {
-		l.fail(err)
+		p.noCapture(l, err)
 		return
 	}
 	machine, vcpus, err := shapeOf(xml)
 	if err != nil {
-		l.fail(err)
+		p.noCapture(l, err)
 		return
 	}
+	p.described.Store(&xml)
+	p.captureTries = 0
 	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: machine, VCPUs: vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
 		Epochs: replica.EpochConfig{MinNs: p.epochNs.Load(), IdleNs: p.epochNs.Load(), InFlightMax: uint32(p.d.limits().InFlight)}}
 	var total uint64
@@ -72,17 +74,58 @@ func (p *primary) sendSetup(l *link) {
 	l.send(0, s)
 }
 
+// noCapture decides what follows when no capture session could be opened. Only
+// a host or a guest that cannot be captured at all ends the protection.
+func (p *primary) noCapture(l *link, err error) {
+	switch {
+	case l.ctx.Err() != nil:
+		return // the session ended meanwhile; the next one tries again
+	case errors.Is(err, capture.ErrGuestGone):
+		return // watchGuest tells
+	}
+	p.setError(err)
+	p.log.Error("capture cannot be opened", "err", err)
+	if !errors.Is(err, virt.ErrDisconnected) {
+		p.captureTries++
+	}
+	if errors.Is(err, guestram.ErrUnsupported) || p.captureTries >= captureTriesMax {
+		p.post(ftengine.Unprotect{Reason: err.Error()})
+		return
+	}
+	// libvirtd or QEMU's monitor may be away for a while.
+	afterOrDone(l.ctx, captureRetry)
+	l.fail(fmt.Errorf("the guest cannot be captured now: %w", err))
+}
+
 // openCapture starts tracking afresh: every page counts as written.
 func (p *primary) openCapture(ctx context.Context) ([]guestram.Block, error) {
 	p.closeCapture()
 	p.capMu.Lock()
 	defer p.capMu.Unlock()
-	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log})
+	live, err := p.dom.LiveXML(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live)})
 	if err != nil {
 		return nil, err
 	}
 	p.cap = s
 	return s.Blocks(), nil
+}
+
+// checkLayout begins a new session when the guest's RAM blocks are not those
+// that are tracked: a reset may resize them.
+func (p *primary) checkLayout() {
+	p.capMu.Lock()
+	var err error
+	if p.cap != nil {
+		err = p.cap.CheckLayout(p.ctx)
+	}
+	p.capMu.Unlock()
+	if errors.Is(err, capture.ErrLayoutChanged) {
+		p.withLink(func(l *link) { l.fail(err) })
+	}
 }
 
 // capture takes one checkpoint for l and hands it to the shipper. Whatever
@@ -94,7 +137,9 @@ func (p *primary) capture(l *link, a ftengine.Capture) {
 		p.pace(start)
 		return
 	}
-	fatal := err != nil && (errors.Is(err, capture.ErrLostPipe) || errors.Is(err, errNoCapture))
+	// A QEMU that ended has lost our pipe too, but another session is of no
+	// use then: watchGuest tells.
+	fatal := (errors.Is(err, capture.ErrLostPipe) || errors.Is(err, errNoCapture)) && !errors.Is(err, capture.ErrGuestGone)
 	if err != nil && p.ctx.Err() == nil && l != nil && l.ctx.Err() == nil {
 		p.log.Warn("checkpoint failed", "epoch", a.Epoch, "err", err)
 		p.setError(fmt.Errorf("epoch %d: %w", a.Epoch, err))
@@ -171,7 +216,9 @@ func (p *primary) lastDirty() int {
 // the start of this one, and not before the guest had its share of time.
 func (p *primary) pace(start time.Time) {
 	_, p90, _, _ := p.stats.percentiles()
-	wait := max(time.Until(start.Add(time.Duration(p.epochNs.Load()))), time.Duration(runShare*p90))
+	// As long as it has to be for the pauses to stay within their share.
+	run := time.Duration(float64(p90) * (1/p.d.cfg.Epoch.PauseShareMax - 1))
+	wait := max(time.Until(start.Add(time.Duration(p.epochNs.Load()))), run)
 	p.async(func() {
 		afterOrDone(p.ctx, wait)
 		p.post(ftengine.PaceDue{})

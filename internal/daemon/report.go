@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
 const (
@@ -153,8 +154,13 @@ func (b *backup) report() control.Status {
 	defer b.mu.Unlock()
 	s := b.status
 	s.Warnings = append([]string(nil), s.Warnings...)
-	if s.Error == "" && s.State != control.StateStandby && s.State != control.StateSyncing {
-		s.Error = b.reason
+	switch s.State {
+	case ftengine.BackupOrphaned.String(), ftengine.BackupClaiming.String(), ftengine.BackupFailed.String():
+		if s.Error == "" {
+			s.Error = b.reason
+		}
+	case ftengine.BackupActive.String():
+		s.Error = "" // of the way here
 	}
 	if any {
 		s.LastCommitAgeMs = ms(age)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"slices"
 	"strings"
@@ -93,6 +92,12 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	if req.DryRun {
 		return nil, nil
 	}
+	d.mu.Lock()
+	untaken := d.untaken[dom.UUID()]
+	d.mu.Unlock()
+	if untaken {
+		return nil, control.Errorf(control.CodeConflict, "wait, and see the daemon's log", "an earlier protection of %s is still to be taken up", dom.Name())
+	}
 	gen := d.store.lastGeneration(dom.UUID())
 	if r, err := arb.Inspect(ctx, dom.UUID()); err == nil {
 		gen = max(gen, r.Generation)
@@ -114,10 +119,10 @@ func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error)
 	old := d.backups[m.UUID]
 	d.mu.Unlock()
 	if old != nil {
-		if !old.active() {
+		if !old.active() && !old.idle() {
 			return nil, control.Errorf(control.CodeConflict, "run virt-ft protect on the host where the guest runs", "this host stands by for %s", m.Domain)
 		}
-		old.stop() // its work is done: the guest is an ordinary one here now
+		old.stop() // its work is done, or never began: the guest is an ordinary one here now
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -298,66 +303,3 @@ func (d *Daemon) Status(ctx context.Context, domain string) ([]control.Status, e
 func (d *Daemon) Events(ctx context.Context) (<-chan control.Event, error) {
 	return d.hub.subscribe(ctx), nil
 }
-
-// recover takes up what an earlier daemon left behind.
-func (d *Daemon) recover() {
-	d.destroyLeftovers()
-	ms, err := d.store.all()
-	if err != nil {
-		d.log.Error("some markers cannot be read; their protections are not taken up again", "err", err)
-	}
-	for _, m := range ms {
-		if m.ended() {
-			continue
-		}
-		if err := d.takeUp(m); err != nil {
-			d.log.Error("a protection is not taken up again", "domain", m.Domain, "phase", m.Phase, "err", err)
-		}
-	}
-}
-
-// destroyLeftovers ends standbys that nobody can feed any more: the socket to
-// their QEMU died with the daemon that made them.
-func (d *Daemon) destroyLeftovers() {
-	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
-	defer cancel()
-	doms, err := d.virt.Leftovers(ctx)
-	if err != nil {
-		d.log.Error("standbys of an earlier daemon cannot be listed", "err", err)
-	}
-	for _, dom := range doms {
-		if m, err := d.store.get(dom.UUID()); err == nil && m.Role == "backup" && (m.Phase == "claimed" || m.Phase == "active") {
-			if st, err := dom.State(ctx); err == nil && st.Status == virt.Running {
-				continue // it is the guest now
-			}
-		}
-		d.log.Info("a standby of an earlier daemon is destroyed", "domain", dom.Name(), "err", dom.Destroy(ctx))
-	}
-}
-
-func (d *Daemon) takeUp(m marker) error {
-	if m.Role != "primary" {
-		m.Phase, m.Reason = "ended", "the daemon of the backup was restarted; the primary begins again by itself"
-		return d.store.put(m)
-	}
-	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
-	defer cancel()
-	dom, pid, err := d.running(ctx, m.UUID)
-	var gone *control.Error
-	if errors.As(err, &gone) && (gone.Code == control.CodeConflict || gone.Code == control.CodeNotFound) {
-		m.Phase, m.Reason = "ended", "the guest did not run any more when the daemon was started again"
-		return d.store.put(m)
-	}
-	if err != nil {
-		return err
-	}
-	p, err := d.register(m, dom, pid)
-	if err != nil {
-		return err
-	}
-	d.log.Info("a protection is taken up again", "domain", m.Domain, "phase", m.Phase, "generation", m.Generation)
-	p.start()
-	return nil
-}
-
-var _ = fs.ErrNotExist

@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/pkg/ftengine"
+)
+
+// takeUpRetry is the pause before a protection that could not be taken up is
+// tried again: libvirtd, or the arbiter's storage, may come later than we do.
+const takeUpRetry = 2 * time.Second
+
+// recover takes up what an earlier daemon left behind.
+func (d *Daemon) recover() {
+	d.destroyLeftovers()
+	ms, err := d.store.all()
+	if err != nil {
+		d.log.Error("some markers cannot be read; their protections are not taken up again", "err", err)
+	}
+	for _, m := range ms {
+		if m.ended() {
+			continue
+		}
+		if err := d.takeUp(m); err != nil {
+			d.log.Error("a protection is not taken up again yet", "domain", m.Domain, "phase", m.Phase, "err", err)
+			d.mu.Lock()
+			d.untaken[m.UUID] = true
+			d.mu.Unlock()
+			go d.takeUpLater(m)
+		}
+	}
+	d.mu.Lock()
+	d.recovered = true
+	d.mu.Unlock()
+}
+
+// takeUpLater tries on. Until then nobody else may begin with this guest.
+func (d *Daemon) takeUpLater(m marker) {
+	for {
+		afterOrDone(d.ctx, takeUpRetry)
+		if d.ctx.Err() != nil {
+			return
+		}
+		err := d.takeUp(m)
+		if err == nil {
+			break
+		}
+		d.log.Debug("a protection is not taken up again yet", "domain", m.Domain, "err", err)
+	}
+	d.mu.Lock()
+	delete(d.untaken, m.UUID)
+	d.mu.Unlock()
+}
+
+// mayRun tells that a backup's marker says that its standby may be the guest.
+func (m marker) mayRun() bool {
+	return m.Role == "backup" && (m.Phase == "claimed" || m.Phase == "active")
+}
+
+// destroyLeftovers ends standbys that nobody can feed any more: the socket to
+// their QEMU died with the daemon that made them. One that may be the guest by
+// now is left to takeUp.
+func (d *Daemon) destroyLeftovers() {
+	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
+	defer cancel()
+	doms, err := d.virt.Leftovers(ctx)
+	for err != nil && ctx.Err() == nil {
+		d.log.Warn("standbys of an earlier daemon cannot be listed", "err", err)
+		afterOrDone(ctx, awayPoll)
+		doms, err = d.virt.Leftovers(ctx)
+	}
+	for _, dom := range doms {
+		if m, err := d.store.get(dom.UUID()); err == nil && m.mayRun() {
+			continue
+		}
+		d.log.Info("a standby of an earlier daemon is destroyed", "domain", dom.Name(), "err", destroyAway(ctx, dom))
+	}
+}
+
+func (d *Daemon) takeUp(m marker) error {
+	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
+	defer cancel()
+	if m.Role == "backup" {
+		return d.takeUpBackup(ctx, m)
+	}
+	dom, pid, err := d.running(ctx, m.UUID)
+	var gone *control.Error
+	if errors.As(err, &gone) && (gone.Code == control.CodeConflict || gone.Code == control.CodeNotFound) {
+		reason := "the guest ended while this host's daemon was down"
+		if m.armed() {
+			// It ran on without a checkpoint for a time that nobody knows:
+			// to go back behind that is for a person to decide.
+			reason += fmt.Sprintf("; if it is to go on from its last checkpoint, run virt-ft activate --force %s on %s", m.Domain, m.PeerName)
+		}
+		m.Phase, m.Reason = "ended", reason
+		d.log.Error("a protection was lost", "domain", m.Domain, "reason", reason)
+		return d.store.put(m)
+	}
+	if err != nil {
+		return err
+	}
+	p, err := d.register(m, dom, pid)
+	if err != nil {
+		return err
+	}
+	d.log.Info("a protection is taken up again", "domain", m.Domain, "phase", m.Phase, "generation", m.Generation)
+	p.start()
+	return nil
+}
+
+// takeUpBackup goes on where an earlier daemon was, as far as that is possible:
+// the memory that it held is gone, a guest that was loaded is not.
+func (d *Daemon) takeUpBackup(ctx context.Context, m marker) error {
+	found, dom, err := d.findStandby(ctx, m)
+	if err != nil {
+		return err
+	}
+	arb, err := d.arbiterFor(ctx, m.Arbiter, m.ArbiterID)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.primaries[m.UUID] != nil || d.backups[m.UUID] != nil {
+		return nil // somebody began anew
+	}
+	b, first := restoreBackup(d, m, arb, found, dom)
+	d.backups[m.UUID] = b
+	d.log.Info("a stand-by is taken up again", "domain", m.Domain, "phase", m.Phase, "generation", m.Generation, "found", found)
+	b.start(first...)
+	return nil
+}
+
+// findStandby looks for what became of a standby that may be the guest.
+func (d *Daemon) findStandby(ctx context.Context, m marker) (ftengine.StandbyFound, *virt.Domain, error) {
+	if !m.mayRun() {
+		return ftengine.StandbyGone, nil, nil // destroyLeftovers has seen to it
+	}
+	dom, err := d.virt.Lookup(ctx, m.UUID)
+	if errors.Is(err, virt.ErrNoDomain) {
+		return ftengine.StandbyGone, nil, nil
+	}
+	if err != nil {
+		return 0, nil, err
+	}
+	st, err := dom.State(ctx)
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case !st.Active():
+		return ftengine.StandbyGone, nil, nil
+	case m.Phase == "active" || st.Status == virt.Running:
+		return ftengine.StandbyRuns, dom, nil
+	}
+	raw, err := dom.QMP(ctx, "query-status", nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	var q struct {
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return 0, nil, err
+	}
+	if q.Status == "inmigrate" {
+		return ftengine.StandbyGone, dom, nil
+	}
+	return ftengine.StandbyLoaded, dom, nil
+}
