@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// TestKilledWhileNobodyWatched kills A's daemon and then, unseen, A's QEMU.
+// The guest had run on, unprotected, for a time that nobody knows: its standby
+// does not go on by itself from a checkpoint that may be old. A's daemon, when
+// it is back, reports the loss, and a person may activate the standby.
+func TestKilledWhileNobodyWatched(t *testing.T) {
+	p := newPair(t, "")
+	g := p.guest(lab.GuestOptions{})
+	p.protect(p.A, g.Name)
+	p.must(p.A.Daemon.Kill())
+	p.state(p.B, g.Name, "orphaned")
+	p.tickFrom(p.A)
+	p.killQEMU(p.A, g.Name)
+	p.must(p.A.Daemon.Start(p.step()))
+	_, err := p.A.Ctl(p.step(), "status", g.Name)
+	if err == nil || !strings.Contains(err.Error(), "virt-ft activate") {
+		t.Errorf("status on A does not tell what happened and what to do: %v", err)
+	}
+	p.state(p.B, g.Name, "orphaned")
+	if _, err = p.B.Ctl(p.step(), "activate", g.Name); err == nil || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("B cannot know that A's guest is dead, and activated it: %v", err)
+	}
+	_, err = p.B.Ctl(p.step(), "activate", "--force", g.Name)
+	p.must(err)
+	p.state(p.B, g.Name, "active")
+	p.verified(p.B)
+	p.protect(p.B, g.Name)
+}
+
+// TestBackupLost cuts the power of B: the guest on A goes on alone, and is
+// protected again when B is back.
+func TestBackupLost(t *testing.T) {
+	s := besiege(t, lab.GuestOptions{}, 5)
+	s.protect(s.home, s.name, "--epoch", shortEpoch)
+	s.B.PowerOff()
+	s.alive()
+	s.state(s.A, s.name, "alone")
+	s.verified(s.A)
+	s.must(s.B.PowerOn(s.step()))
+	s.must(s.B.Daemon.Start(s.step()))
+	s.settled()
+	s.tidy()
+	if s.home != s.A {
+		t.Fatalf("the guest moved to %s", s.home.Name)
+	}
+	t.Logf("longest silence %v", s.neverQuiet())
+	s.lastStand()
+}
+
+// TestDescriptorsReused is the danger of capturing through a descriptor's
+// number: after libvirtd was restarted, numbers that it had passed to QEMU are
+// closed, and a disk that is plugged in next gets them. A checkpoint through a
+// stale number would truncate that disk.
+func TestDescriptorsReused(t *testing.T) {
+	s := besiege(t, lab.GuestOptions{Machine: "pc"}, 10)
+	image := filepath.Join(s.Dir, "disk.img")
+	want := make([]byte, 4<<20)
+	_, _ = rand.Read(want) // never fails
+	s.must(os.WriteFile(image, want, 0o644))
+	s.protect(s.home, s.name, "--epoch", shortEpoch)
+	for _, restart := range []struct {
+		how string
+		end func() error
+	}{{"killed", s.A.Libvirtd.Kill}, {"stopped", s.A.Libvirtd.Stop}} {
+		s.must(restart.end())
+		s.alive()
+		s.must(s.A.Libvirtd.Start(s.step()))
+		_, err := s.A.Virsh(s.step(), "attach-disk", s.name, image, "vdb", "--sourcetype", "file", "--driver", "qemu", "--subdriver", "raw", "--mode", "readonly", "--live")
+		s.must(err)
+		s.settled()
+		s.epochs(20)
+		s.tidy()
+		_, err = s.A.Virsh(s.step(), "detach-disk", s.name, "vdb", "--live")
+		s.must(err)
+		s.eventually("the disk is not unplugged", func() error {
+			out, err := s.A.Virsh(s.step(), "domblklist", s.name)
+			if err == nil && strings.Contains(out, "vdb") {
+				err = errStillThere
+			}
+			return err
+		})
+		s.settled()
+		s.epochs(20)
+		s.tidy()
+		got, err := os.ReadFile(image)
+		s.must(err)
+		if !bytes.Equal(got, want) {
+			t.Fatalf("libvirtd %s: the disk image was changed; it has %d bytes", restart.how, len(got))
+		}
+	}
+	t.Logf("longest silence %v", s.neverQuiet())
+	s.lastStand()
+}
+
+var errStillThere = errors.New("it is still there")
+
+// arbiterIdentity is the file by which the file arbiter knows its directory.
+const arbiterIdentity = "virt-ft-arbiter"
+
+// epochs waits until n more epochs were acknowledged in one session.
+func (s *siege) epochs(n uint64) {
+	s.t.Helper()
+	from := uint64(1 << 62)
+	s.eventually("no epochs are acknowledged", func() error {
+		ps, err := s.protections(s.home)
+		if err != nil || len(ps) != 1 {
+			return fmt.Errorf("%d protections: %w", len(ps), err)
+		}
+		from = min(from, ps[0].Epoch.Acked)
+		if ps[0].Epoch.Acked < from+n {
+			return fmt.Errorf("%d of %d", ps[0].Epoch.Acked-from, n)
+		}
+		return nil
+	})
+}
+
+// TestRestartedBesidePausedGuest loses the link and the arbiter, so that the
+// guest has to be paused, and kills the daemon that paused it. The next one
+// comes before the arbiter does. When that is back, either host may win; with
+// no daemon on B, it is A, and the guest goes on there.
+func TestRestartedBesidePausedGuest(t *testing.T) {
+	s := besiege(t, lab.GuestOptions{}, 10)
+	id := filepath.Join(s.Dir, "shared", arbiterIdentity)
+	s.protect(s.home, s.name, "--epoch", shortEpoch)
+	for _, peerLives := range []bool{false, true} {
+		home, peer := s.home, s.Peer(s.home)
+		s.must(os.Rename(id, id+".away"))
+		s.must(s.CutReplication())
+		paused := func() error {
+			if st := s.status(home); !strings.Contains(st, `"paused"`) {
+				return errors.New(st)
+			}
+			return nil
+		}
+		s.eventually("the guest is not paused", paused)
+		s.must(home.Daemon.Kill())
+		if !peerLives {
+			s.must(peer.Daemon.Kill())
+		}
+		s.must(home.Daemon.Start(s.step()))
+		if err := paused(); err != nil {
+			t.Errorf("nobody decided anything, and the guest is %v", err)
+		}
+		s.must(os.Rename(id+".away", id))
+		if !peerLives {
+			s.state(home, s.name, "alone")
+			s.alive()
+			s.must(peer.Daemon.Start(s.step()))
+		}
+		s.must(s.HealReplication())
+		s.settled()
+		s.tidy()
+		s.epochs(3)
+	}
+	s.lastStand()
+}
