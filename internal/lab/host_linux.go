@@ -101,7 +101,7 @@ func (h *Host) boot() error {
 	}
 	answer, err := bufio.NewReader(ours).ReadString('\n')
 	if answer = strings.TrimSpace(answer); answer != "ok" {
-		return fmt.Errorf("lab: %s did not come up: %s (%w)", h.Name, answer, err)
+		return errors.Join(fmt.Errorf("lab: %s did not come up: %s", h.Name, answer), err)
 	}
 	return nil
 }
