@@ -93,9 +93,9 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("lab: %s: %s ended at start (%v), see %s", s.host.Name, s.name, p.err, s.LogPath())
+			return fmt.Errorf("lab: %s: %s ended at start (%v): %s", s.host.Name, s.name, p.err, s.logTail())
 		case <-ctx.Done():
-			return fmt.Errorf("lab: %s: %s does not answer: %w, see %s", s.host.Name, s.name, ctx.Err(), s.LogPath())
+			return fmt.Errorf("lab: %s: %s does not answer: %w: %s", s.host.Name, s.name, ctx.Err(), s.logTail())
 		case <-time.After(readyPoll):
 		}
 	}
@@ -108,6 +108,17 @@ func (p *Process) ended() bool {
 	default:
 		return false
 	}
+}
+
+// logTailBytes is how much of a log an error carries: the log goes with the lab.
+const logTailBytes = 1000
+
+func (s *Service) logTail() string {
+	b, err := os.ReadFile(s.LogPath())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-logTailBytes):])
 }
 
 // LogPath is the file with the service's output, on the lab's side.
