@@ -3,7 +3,9 @@
 # When it may not install, it prints the command that would, and exits 1.
 set -euo pipefail
 
-packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+# libvirt-daemon-system makes the user libvirt-qemu, without which libvirtd's
+# QEMU driver does not start, whatever user its configuration names.
+packages=(qemu-system-x86 qemu-utils libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
     libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
