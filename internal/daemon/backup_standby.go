@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/internal/vmstate"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -246,32 +247,47 @@ func (b *backup) commit(epoch ftengine.Epoch) {
 		return // the session it belonged to is over
 	}
 	defer b.free(s)
-	var err error
-	for _, x := range s.batches {
-		if err = b.img.apply(x.runs, x.data); err != nil {
-			break
-		}
-	}
-	if err == nil && b.img.in != nil {
-		err = b.img.in.Flush()
-	}
+	err := b.applyEpoch(s)
 	if err != nil && b.img.in != nil && b.standby != nil {
-		// The stream to the standby broke, so its QEMU is gone; the memory
-		// that we hold is what counts, and a new standby is made from it.
+		// The stream to the standby broke: its QEMU is gone, or hangs and is
+		// better gone. The memory that we hold is what counts, and another
+		// standby is made from it when this one is seen to have ended.
 		b.log.Warn("the standby takes no more", "err", err)
 		b.img.in = nil
-		err = nil
-		for _, x := range s.batches {
-			if err = b.img.apply(x.runs, x.data); err != nil {
-				break
-			}
-		}
+		b.end(b.standby)
+		err = b.applyEpoch(s)
 	}
 	if err == nil {
 		b.device = s.device
 		b.committed.now()
+		b.async(func() { b.tellCommitted(epoch) })
 	}
 	b.post(ftengine.CommitDone{Epoch: epoch, Err: text(err)})
+}
+
+// applyEpoch writes all of an epoch. Doing it twice does no harm.
+func (b *backup) applyEpoch(s *stagedEpoch) error {
+	if b.img.in != nil && b.standby != nil {
+		if err := b.standby.Incoming.SetWriteDeadline(time.Now().Add(loadTimeout)); err != nil {
+			return err
+		}
+	}
+	for _, x := range s.batches {
+		if err := b.img.apply(x.runs, x.data); err != nil {
+			return err
+		}
+	}
+	if b.img.in == nil {
+		return nil
+	}
+	return b.img.in.Flush()
+}
+
+// tellCommitted lets the primary show how far we are; nothing depends on it.
+func (b *backup) tellCommitted(epoch ftengine.Epoch) {
+	if in := b.current(); in != nil {
+		_ = in.s.Control.Send(in.ctx, replica.Stamp{Generation: b.generation(), Epoch: uint64(epoch)}, &replica.Committed{})
+	}
 }
 
 // rehearse loads the committed checkpoint into a scratch QEMU made from the

@@ -70,7 +70,7 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 // it after each event.
 func (p *primary) snapshot() {
 	p.mu.Lock()
-	p.status.Epoch = control.EpochStatus{Captured: uint64(p.m.Captured()), Acked: uint64(p.m.Acked()), Committed: uint64(p.m.Acked())}
+	p.status.Epoch = control.EpochStatus{Captured: uint64(p.m.Captured()), Acked: uint64(p.m.Acked())}
 	p.mu.Unlock()
 	p.setState(control.RolePrimary, p.m.State().String(), p.m.Reason(), uint64(p.m.Generation()))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/replica"
@@ -19,6 +20,8 @@ type link struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	ship   chan shipment // what the data connection has to send, in order
+
+	committed atomic.Uint64 // the last epoch that the backup said it applied
 
 	mu   sync.Mutex
 	dead bool // no event of this link may be posted any more
@@ -212,6 +215,7 @@ func (l *link) read() error {
 		case *replica.Error:
 			return fmt.Errorf("the backup reports: %s (%s)", m.Text, m.Code)
 		case *replica.Committed:
+			l.committed.Store(max(f.Epoch, l.committed.Load()))
 		default:
 			return fmt.Errorf("%s is not for a primary: %w", m.Type(), replica.ErrMalformed)
 		}

@@ -122,6 +122,7 @@ func (p *primary) report() control.Status {
 	s := p.status
 	s.Warnings = append([]string(nil), s.Warnings...)
 	p.mu.Unlock()
+	p.withLink(func(l *link) { s.Epoch.Committed = l.committed.Load() })
 	s.EpochMs = ms(time.Duration(p.epochNs.Load()))
 	s.Pause = control.PauseStatus{P50Ms: ms(time.Duration(p50)), P99Ms: ms(time.Duration(p99)), LastMs: ms(time.Duration(last))}
 	s.DirtyPages, s.BytesSent, s.RateBps = dirty, bytes, rate
