@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/internal/vmstate"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
@@ -229,6 +230,9 @@ func (in *inbound) readData() error {
 				return err
 			}
 		case *replica.Device:
+			if !vmstate.Complete(m.Blob) {
+				return fmt.Errorf("the device state of epoch %d is cut off: %w", next, replica.ErrMalformed)
+			}
 			cur.device = m.Blob
 		case *replica.EpochEnd:
 			if cur.pages != m.Pages || cur.device == nil {

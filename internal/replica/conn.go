@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -290,16 +289,4 @@ func checkCRC(h Header, crc uint32) error {
 		return &FormatError{Type: h.Type, Field: "payload CRC", Offset: 12, Reason: fmt.Sprintf("%#08x, computed %#08x: corrupted on the way", h.PayloadCRC, crc)}
 	}
 	return nil
-}
-
-// IsZero reports whether b, a page or several, is all zero: the test for RunZero.
-func IsZero(b []byte) bool {
-	var zero [PageSize]byte
-	for len(b) > PageSize {
-		if !bytes.Equal(b[:PageSize], zero[:]) {
-			return false
-		}
-		b = b[PageSize:]
-	}
-	return bytes.Equal(b, zero[:len(b)])
 }

@@ -28,16 +28,6 @@ type Finding struct {
 	Remedy string `json:"remedy,omitempty"` // what to do about it; empty for OK
 }
 
-// Refused reports whether any finding is Fail.
-func Refused(findings []Finding) bool {
-	for _, f := range findings {
-		if f.Level == Fail {
-			return true
-		}
-	}
-	return false
-}
-
 // verdicts collects findings.
 type verdicts struct{ list []Finding }
 
