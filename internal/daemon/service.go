@@ -264,7 +264,17 @@ func (d *Daemon) find(domain string) (*primary, *backup) {
 func (d *Daemon) notProtected(ctx context.Context, domain string) error {
 	ms, _ := d.store.all()
 	for _, m := range ms {
-		if (m.UUID == domain || m.Domain == domain) && m.Reason != "" {
+		if m.UUID != domain && m.Domain != domain {
+			continue
+		}
+		d.mu.Lock()
+		untaken := d.untaken[m.UUID]
+		d.mu.Unlock()
+		if untaken {
+			return control.Errorf(control.CodeUnavailable, "ask again in a moment; the daemon's log says what it waits for",
+				"the protection of %s could not be taken up again yet", m.Domain)
+		}
+		if m.Reason != "" {
 			return control.Errorf(control.CodeNotProtected, "", "%s is not protected any more: %s", m.Domain, m.Reason)
 		}
 	}
