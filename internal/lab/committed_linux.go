@@ -9,13 +9,18 @@ import (
 	"github.com/virt-ft/virt-ft/internal/lab/guestapi"
 )
 
-// Counter returns the tick counter alone. In the memory of a standby, which
-// may hold a guest stopped in the middle of an update, it is all that is safe
-// to read.
-func (b *Beacon) Counter() (uint64, error) {
+// Tick returns the tick counter and the guest's uptime at it, each whole for
+// itself. In the memory of a standby, which may hold a guest stopped in the
+// middle of an update, this is all that is safe to read; the two may then be of
+// ticks that follow each other.
+func (b *Beacon) Tick() (counter, uptimeNs uint64, err error) {
 	var v [8]byte
-	err := b.peek(v[:], guestapi.CounterOffset)
-	return binary.LittleEndian.Uint64(v[:]), err
+	if err := b.peek(v[:], guestapi.CounterOffset); err != nil {
+		return 0, 0, err
+	}
+	counter = binary.LittleEndian.Uint64(v[:])
+	err = b.peek(v[:], guestapi.UptimeNsOffset)
+	return counter, binary.LittleEndian.Uint64(v[:]), err
 }
 
 // Committed watches the counter in a standby's memory from outside: what it
@@ -30,8 +35,8 @@ type Committed struct {
 }
 
 type change struct {
-	at      time.Time
-	counter uint64
+	at                time.Time
+	counter, uptimeNs uint64
 }
 
 // committedPoll is short against the quickest activation.
@@ -45,10 +50,10 @@ func WatchCommitted(ctx context.Context, b *Beacon) *Committed {
 		defer close(c.done)
 		var last uint64
 		for ctx.Err() == nil {
-			if v, err := b.Counter(); err == nil && v != last {
+			if v, up, err := b.Tick(); err == nil && v != last {
 				last = v
 				c.mu.Lock()
-				c.changes = append(c.changes, change{time.Now(), v})
+				c.changes = append(c.changes, change{time.Now(), v, up})
 				c.mu.Unlock()
 			}
 			select {
@@ -60,11 +65,11 @@ func WatchCommitted(ctx context.Context, b *Beacon) *Committed {
 	return c
 }
 
-// Last returns the counter of the last commit before the guest ran. fault is
+// Last returns counter and uptime in the last commit before the guest ran. fault is
 // when the primary was struck, seen when the first tick from the backup came:
 // the memory stood still for longest while the backup took over, since it
 // changes with each commit before and with each tick after.
-func (c *Committed) Last(fault, seen time.Time) (counter uint64, ok bool) {
+func (c *Committed) Last(fault, seen time.Time) (counter, uptimeNs uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var longest time.Duration
@@ -77,10 +82,10 @@ func (c *Committed) Last(fault, seen time.Time) (counter uint64, ok bool) {
 			continue
 		}
 		if still := end.Sub(x.at); still > longest {
-			longest, counter, ok = still, x.counter, true
+			longest, counter, uptimeNs, ok = still, x.counter, x.uptimeNs, true
 		}
 	}
-	return counter, ok
+	return counter, uptimeNs, ok
 }
 
 // Close stops watching.
