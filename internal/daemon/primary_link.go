@@ -101,14 +101,7 @@ func (p *primary) dropLink() {
 	p.link = nil
 	p.linkMu.Unlock()
 	if l != nil {
-		l.mu.Lock()
-		was := l.dead
-		l.dead = true
-		l.mu.Unlock()
-		if !was {
-			l.cancel()
-			l.s.Close()
-		}
+		l.end(nil)
 	}
 }
 

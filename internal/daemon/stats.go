@@ -12,13 +12,12 @@ const statWindow = 512
 // epochStats keeps the figures of the last epochs. Safe for concurrent use;
 // add does not allocate.
 type epochStats struct {
-	mu     sync.Mutex
-	pause  [statWindow]int64 // ns
-	n      int               // epochs ever added
-	dirty  int               // pages of the last epoch
-	bytes  uint64            // sent since the beginning
-	last   time.Time         // of the last acknowledgement
-	failed int               // captures that failed
+	mu    sync.Mutex
+	pause [statWindow]int64 // ns
+	n     int               // epochs ever added
+	dirty int               // pages of the last epoch
+	bytes uint64            // sent since the beginning
+	last  time.Time         // of the last acknowledgement
 
 	rateAt    time.Time // when the rate was last worked out
 	rateBytes uint64
