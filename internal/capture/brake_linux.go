@@ -238,8 +238,3 @@ func (s *Session) status(ctx context.Context) (string, error) {
 	}
 	return st.Status, nil
 }
-
-func (s *Session) running(ctx context.Context) (bool, error) {
-	state, err := s.status(context.WithoutCancel(ctx))
-	return state == "running", err
-}

@@ -86,6 +86,11 @@ type Options struct {
 	// re-armed. Live then stops the guest for the scan (not for the copy),
 	// because stopping waits for all requests.
 	PinnedIO bool
+	// AtPause, if not nil, is called once in each Checkpoint when the guest
+	// is known to stand still, before its memory is looked at. What the guest
+	// sent before is part of this checkpoint, whatever comes later is not. It
+	// must be quick and must not block; the checkpoint may still fail after it.
+	AtPause func()
 	// Logger gets what is worth telling about opening, closing and monitor
 	// failures; never anything while the guest is held. nil discards.
 	Logger *slog.Logger

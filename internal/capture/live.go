@@ -100,18 +100,17 @@ func cut(dst, rs []guestram.Range, pages uint32) (head, rest []guestram.Range) {
 // Checkpoint is a guest at one instant: what its memory holds beyond the passes
 // before, and its devices.
 type Checkpoint struct {
-	Batch        *Batch
-	Device       []byte // what xen-save-devices-state wrote; not part of the Batch
-	Phases       Phases
-	GuestRunning bool // the guest runs on; false if its user had suspended it
+	Batch  *Batch
+	Device []byte // what xen-save-devices-state wrote; not part of the Batch
+	Phases Phases
 }
 
 // Phases tell where the time of a checkpoint went, in nanoseconds of the
 // monotonic clock, and how much was copied. Stop, Scan, Copy and Device follow
-// each other and make up Total.
+// each other and make up Total, AtPause apart.
 type Phases struct {
 	StopNs   int64 // from the command to the first byte: monitor, stop, disks
-	ScanNs   int64
+	ScanNs   int64 // AtPause is not counted in it, but in TotalNs and PausedNs
 	CopyNs   int64
 	DeviceNs int64 // from letting go to the monitor's reply
 	TotalNs  int64
@@ -148,6 +147,9 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	carried := len(rs)
 	n := 0
 	c.Device, err = s.underBrake(ctx, &c.Phases, func(overdue func() bool) (err error) {
+		if s.o.AtPause != nil {
+			s.o.AtPause()
+		}
 		start := time.Now()
 		rs, err = s.tracker.Collect(rs)
 		c.Phases.ScanNs = time.Since(start).Nanoseconds()
@@ -160,9 +162,6 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 		c.Phases.CopyNs = time.Since(start).Nanoseconds() - c.Phases.ScanNs
 		return err
 	})
-	if err == nil {
-		c.GuestRunning, err = s.running(ctx)
-	}
 	s.carry = s.carry[:0]
 	if err != nil {
 		s.keep(rs)
