@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -164,6 +165,9 @@ func (c *codec) text(field string, v *string) {
 	c.str(field, &s, MaxTextBytes)
 }
 
+// sized is a message that may be large and knows how large: its buffer is made once.
+type sized interface{ payloadBytes() int }
+
 // encodePayload appends m's payload to dst.
 func encodePayload(dst []byte, m Message) ([]byte, error) {
 	start := len(dst)
@@ -187,6 +191,9 @@ func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
 		return dst, &FormatError{Type: TypePages, Field: "type", Reason: "is sent with SendPages only"}
 	}
 	start := len(dst)
+	if s, ok := m.(sized); ok {
+		dst = slices.Grow(dst, HeaderBytes+min(s.payloadBytes(), int(m.Type().MaxPayload())))
+	}
 	buf, err := encodePayload(append(dst, make([]byte, HeaderBytes)...), m)
 	if err != nil {
 		return dst, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +36,8 @@ func samples() []Message {
 		&Setup{SourceXML: "<domain/>", Machine: "pc-q35-7.2", Blocks: []Block{{"pc.ram", 256 << 20}, {"pc.bios", 256 << 10}},
 			QEMUVersion: 7002022, LibVersion: 9000000, VCPUs: 2, Epochs: EpochConfig{5e6, 1e8, 2},
 			Arbiter: "file", ArbiterIdentity: "/srv/ft"},
-		&Ready{}, &Device{Blob: []byte("QEVM...")}, &EpochEnd{Pages: 3, Flags: EpochInitial, CapturedUnixNs: 1234567890},
+		&Ready{}, &Device{Blob: []byte("QEVM...")}, &Output{samplePackets()}, &Input{samplePackets()[1:]},
+		&EpochEnd{Pages: 3, Packets: 2, Flags: EpochInitial, CapturedUnixNs: 1234567890},
 		&Ack{}, &Committed{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
 		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9},
 		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
@@ -188,6 +190,13 @@ func TestPayloadRefusals(t *testing.T) {
 		"limit":       &Welcome{Version: 1, Channel: ControlChannel, State: BackupNone, HeartbeatPeriodNs: 2, SilenceLimitNs: 1},
 		"big blob":    &Device{Blob: make([]byte, MaxDeviceBytes+1)},
 		"pages":       &Pages{},
+		"no packet":   &Output{},
+		"no input":    &Input{},
+		"short":       &Output{[]Packet{{Data: make([]byte, MinPacketBytes-1)}}},
+		"long":        &Input{[]Packet{{Data: make([]byte, MaxPacketBytes+1)}}},
+		"many":        &Output{make([]Packet, MaxPackets+1)},
+		"big output":  &Output{slices.Repeat([]Packet{{Data: make([]byte, MaxPacketBytes)}}, 16)},
+		"big input":   &Input{slices.Repeat([]Packet{{Data: make([]byte, MaxPacketBytes)}}, 4)},
 	} {
 		if _, err := AppendMessage(nil, testHeader(), m); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s was encoded: %v", name, err)
@@ -215,7 +224,8 @@ func TestCountsCannotAllocate(t *testing.T) {
 	// A count within its limit but beyond the bytes that are there.
 	setup := append([]byte{0, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 4, 0)
 	pages := []byte{0, 1, 0, 0}
-	for typ, payload := range map[Type][]byte{TypeSetup: setup, TypePages: pages, TypeDevice: {4, 0, 0, 0}} {
+	packets := []byte{0, 0, 0x7f, 0xff}
+	for typ, payload := range map[Type][]byte{TypeSetup: setup, TypePages: pages, TypeDevice: {4, 0, 0, 0}, TypeOutput: packets, TypeInput: packets} {
 		allocs := testing.AllocsPerRun(10, func() {
 			if _, err := DecodePayload(typ, payload); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%s: %v", typ, err)
@@ -253,7 +263,11 @@ func genMessage(t *rapid.T) Message {
 	case *Device:
 		return &Device{rapid.SliceOf(rapid.Byte()).Draw(t, "blob")}
 	case *EpochEnd:
-		return &EpochEnd{u64.Draw(t, "pages"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at")}
+		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at")}
+	case *Output:
+		return &Output{genPackets(t)}
+	case *Input:
+		return &Input{genPackets(t)}
 	case *Rehearsed:
 		return &Rehearsed{rapid.Bool().Draw(t, "ok"), text.Draw(t, "reason")}
 	case *Heartbeat:

@@ -151,7 +151,7 @@ func (c *Conn) pagesHead(st Stamp, runs []Run, data [][]byte) (*[]byte, error) {
 func (c *Conn) Recv(ctx context.Context) (Frame, error) { return c.RecvPages(ctx, nil) }
 
 // RecvPages receives the next message of a data connection: Pages, Device,
-// EpochEnd or Error. For Pages with data, alloc is called with its length, at
+// Output, EpochEnd or Error. For Pages with data, alloc is called with its length, at
 // most MaxPageData, and must return that many bytes, or nil to refuse; the data
 // is read straight into them. On an error after alloc was called, Frame.Data
 // still holds what it returned, for the caller to reclaim.

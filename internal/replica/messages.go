@@ -211,15 +211,17 @@ const (
 	EpochFinal   EpochFlags = 1 << 1 // the last: the guest was shut down
 )
 
-// EpochEnd ends the stream of an epoch, after its Pages and its Device.
+// EpochEnd ends the stream of an epoch, after its Pages, its Device and its
+// Outputs.
 type EpochEnd struct {
 	Pages          uint64 // pages in the runs of the epoch's Pages, zero runs included
+	Packets        uint64 // packets in the epoch's Outputs
 	Flags          EpochFlags
 	CapturedUnixNs int64 // wall clock of the primary; for people, never for logic
 }
 
-// Ack says that the backup has staged the header's epoch completely: its
-// outputs may be released.
+// Ack says that the backup has staged the header's epoch completely, its
+// Outputs included: those may be released.
 type Ack struct{}
 
 // Committed says that the backup has applied the header's epoch.
@@ -231,7 +233,8 @@ type Rehearsed struct {
 	Reason string // why not
 }
 
-// Released says that the outputs of the header's epoch and all before have been performed.
+// Released says that the outputs of the header's epoch and all before have been
+// performed: the backup forgets them, and the inputs of those epochs.
 type Released struct{}
 
 // Heartbeat is sent by both sides each period.
@@ -291,6 +294,7 @@ func (m *Bye) fields(c *codec)       { c.text("reason", &m.Reason) }
 
 func (m *EpochEnd) fields(c *codec) {
 	c.u64("pages", &m.Pages)
+	c.u64("packets", &m.Packets)
 	c.u32("flags", (*uint32)(&m.Flags))
 	c.check(m.Flags&^(EpochInitial|EpochFinal) == 0, "flags", "has unknown bits")
 	c.i64("capturedUnixNs", &m.CapturedUnixNs)

@@ -14,11 +14,13 @@ const (
 	TypeReady
 	TypePages
 	TypeDevice
+	TypeOutput
 	TypeEpochEnd
 	TypeAck
 	TypeCommitted
 	TypeRehearsed
 	TypeReleased
+	TypeInput
 	TypeHeartbeat
 	TypeHeartbeatAck
 	TypeGuestDead
@@ -61,9 +63,19 @@ const (
 	MaxDeviceBytes = 64 << 20 // device state of one checkpoint
 	PageSize       = 4096
 
+	VnetHeaderBytes = 12                                 // struct virtio_net_hdr_mrg_rxbuf, before each frame
+	MinPacketBytes  = VnetHeaderBytes + 14               // an Ethernet header
+	MaxPacketBytes  = 65568                              // VnetHeaderBytes, 65535 of IP, Ethernet header and VLAN tag, in whole words
+	MaxPackets      = MaxOutputBytes / minPacketWireSize // in one Output or Input
+	MaxOutputBytes  = 1 << 20                            // payload of one Output
+	MaxInputBytes   = 256 << 10                          // payload of one Input
+
 	maxSmallPayload = 4 << 10
 	runBytes        = 16
 	maxPagesPayload = 4 + MaxRuns*runBytes + MaxPageData
+
+	packetHeadBytes   = 6 // before the data of a packet
+	minPacketWireSize = packetHeadBytes + MinPacketBytes
 )
 
 // kind is what is fixed about a type.
@@ -91,8 +103,10 @@ func kindOf(t Type) kind {
 		return kind{"Pages", maxPagesPayload, DataChannel, false, func() Message { return new(Pages) }}
 	case TypeDevice:
 		return kind{"Device", 4 + MaxDeviceBytes, DataChannel, false, func() Message { return new(Device) }}
+	case TypeOutput:
+		return kind{"Output", MaxOutputBytes, DataChannel, false, func() Message { return new(Output) }}
 	case TypeEpochEnd:
-		return kind{"EpochEnd", 20, DataChannel, false, func() Message { return new(EpochEnd) }}
+		return kind{"EpochEnd", 28, DataChannel, false, func() Message { return new(EpochEnd) }}
 	case TypeAck:
 		return kind{"Ack", 0, ControlChannel, false, func() Message { return new(Ack) }}
 	case TypeCommitted:
@@ -101,6 +115,8 @@ func kindOf(t Type) kind {
 		return kind{"Rehearsed", maxSmallPayload, ControlChannel, false, func() Message { return new(Rehearsed) }}
 	case TypeReleased:
 		return kind{"Released", 0, ControlChannel, false, func() Message { return new(Released) }}
+	case TypeInput:
+		return kind{"Input", MaxInputBytes, ControlChannel, false, func() Message { return new(Input) }}
 	case TypeHeartbeat:
 		return kind{"Heartbeat", 16, ControlChannel, false, func() Message { return new(Heartbeat) }}
 	case TypeHeartbeatAck:
