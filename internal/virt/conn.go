@@ -26,7 +26,7 @@ type Conn struct {
 	lostCh chan struct{} // tells run that link is gone
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	done   sync.WaitGroup // run, links being closed, announcements
+	done   sync.WaitGroup // run, links being closed
 
 	mu   sync.Mutex
 	link *link // nil while disconnected and after Close

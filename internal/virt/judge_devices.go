@@ -54,11 +54,16 @@ func noImage(s *libvirtxml.DomainDiskSource) bool {
 	return s == nil || (s.File != nil && s.File.File == "") || (s.Block != nil && s.Block.Dev == "")
 }
 
-func judgeInterface(v *verdicts, i int, n *libvirtxml.DomainInterface) {
-	item := fmt.Sprintf("interface %d", i)
+// interfaceItem names an interface by its MAC address, or else its place.
+func interfaceItem(i int, n *libvirtxml.DomainInterface) string {
 	if n.MAC != nil {
-		item = "interface " + n.MAC.Address
+		return "interface " + n.MAC.Address
 	}
+	return fmt.Sprintf("interface %d", i)
+}
+
+func judgeInterface(v *verdicts, i int, n *libvirtxml.DomainInterface) {
+	item := interfaceItem(i, n)
 	s := n.Source
 	switch {
 	case s != nil && s.VHostUser != nil:
@@ -68,11 +73,14 @@ func judgeInterface(v *verdicts, i int, n *libvirtxml.DomainInterface) {
 		v.fail(item, "vDPA: a device writes into the guest's memory, which cannot be tracked", "use a bridge or network")
 	case s != nil && s.Hostdev != nil:
 		v.fail(item, "a physical device is passed to the guest (VFIO)", "use a bridge or network with virtio")
-	case s != nil && s.User != nil:
-		v.warn(item, "output: not held. User-mode networking: connections through this host end at a failover", "use a bridge or network")
+	case s != nil && s.Direct != nil:
+		v.fail(item, "macvtap: its frames leave by "+dashed(s.Direct.Dev)+" directly and do not pass a tap of this host, where they "+
+			"could be held until the backup has what they depend on", "use a bridge, or a network that has one")
+	case isTap(s):
+		v.ok(item, "output: held until the backup has what it depends on")
 	default:
-		v.warn(item, "output: not held. Frames leave before the backup has what they depend on, so that a failover may "+
-			"forget what peers were told", "none yet; holding network output comes with a later version")
+		v.fail(item, "interface type "+interfaceType(s)+": it has no interface on this host where frames could be held until "+
+			"the backup has what they depend on", "use a bridge, or a network that has one; or detach it")
 	}
 }
 

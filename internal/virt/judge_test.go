@@ -23,12 +23,6 @@ func TestJudgeDevices(t *testing.T) {
 		{`<disk type='vhostuser' device='disk'><source type='unix' path='/a'/><target dev='vda'/></disk>`, "disk vda", Fail, "another process"},
 		{`<disk type='vhostvdpa' device='disk'><source dev='/dev/vhost-vdpa-0'/><target dev='vda'/></disk>`, "disk vda", Fail, "another process"},
 		{`<disk type='nvme' device='disk'><source type='pci' namespace='1'><address domain='0' bus='1' slot='0' function='0'/></source><target dev='vda'/></disk>`, "disk vda", Fail, "NVMe"},
-		{`<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface>`, "interface 52:54:00:00:00:01", Warn, "output: not held"},
-		{`<interface type='network'><source network='default'/></interface>`, "interface 0", Warn, "output: not held"},
-		{`<interface type='user'/>`, "interface 0", Warn, "User-mode"},
-		{`<interface type='vhostuser'><source type='unix' path='/a' mode='client'/></interface>`, "interface 0", Fail, "vhost-user"},
-		{`<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>`, "interface 0", Fail, "vDPA"},
-		{`<interface type='hostdev'><source><address type='pci' domain='0' bus='1' slot='0' function='0'/></source></interface>`, "interface 0", Fail, "VFIO"},
 		{`<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='1' slot='0' function='0'/></source></hostdev>`, "hostdev 0", Fail, "PCI"},
 		{`<hostdev mode='subsystem' type='mdev' model='vfio-pci'><source><address uuid='5f0c1b1e-8c0f-4b0e-9a57-3a4d6a1f0001'/></source></hostdev>`, "hostdev 0", Fail, "mdev"},
 		{`<hostdev mode='subsystem' type='usb'><source><vendor id='1'/><product id='2'/></source></hostdev>`, "hostdev 0", Fail, "USB"},
@@ -65,6 +59,39 @@ func TestJudgeDevices(t *testing.T) {
 			plain := readFile(t, "testdata/plain.xml")
 			expect(t, Judge(strings.Replace(plain, "</devices>", c.xml+"</devices>", 1)), c.item, c.level, c.text)
 		})
+	}
+}
+
+// TestJudgeInterfaces judges a plain domain with one interface.
+func TestJudgeInterfaces(t *testing.T) {
+	for _, c := range []struct {
+		xml   string
+		item  string
+		level Level
+		text  string
+	}{
+		{`<interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface>`, "interface 52:54:00:00:00:01", OK, "output: held"},
+		{`<interface type='bridge'><source bridge='ovs'/><virtualport type='openvswitch'/></interface>`, "interface 0", OK, "output: held"},
+		{`<interface type='bridge'><source network='a' portid='5f0c1b1e-8c0f-4b0e-9a57-3a4d6a1f0001' bridge='br0'/></interface>`, "interface 0", OK, "output: held"},
+		{`<interface type='network'><source network='default' bridge='virbr0'/></interface>`, "interface 0", OK, "output: held"},
+		{`<interface type='ethernet'><target dev='tap0'/></interface>`, "interface 0", OK, "output: held"},
+		{`<interface type='direct'><source dev='eth0' mode='bridge'/></interface>`, "interface 0", Fail, "macvtap"},
+		{`<interface type='direct'><source network='a' dev='eth0' mode='vepa'/></interface>`, "interface 0", Fail, "macvtap"},
+		{`<interface type='user'/>`, "interface 0", Fail, "type user"},
+		{`<interface type='user'><backend type='passt'/></interface>`, "interface 0", Fail, "type user"},
+		{`<interface type='server'><source address='127.0.0.1' port='1'/></interface>`, "interface 0", Fail, "type server"},
+		{`<interface type='client'><source address='127.0.0.1' port='1'/></interface>`, "interface 0", Fail, "type client"},
+		{`<interface type='mcast'><source address='224.0.0.1' port='1'/></interface>`, "interface 0", Fail, "type mcast"},
+		{`<interface type='udp'><source address='127.0.0.1' port='1'><local address='127.0.0.1' port='2'/></source></interface>`, "interface 0", Fail, "type udp"},
+		{`<interface type='internal'><source name='a'/></interface>`, "interface 0", Fail, "type internal"},
+		{`<interface type='null'/>`, "interface 0", Fail, "type null"},
+		{`<interface type='vds'><source switchid='5f0c1b1e-8c0f-4b0e-9a57-3a4d6a1f0001' portid='1' portgroupid='a' connectionid='1'/></interface>`, "interface 0", Fail, "type vds"},
+		{`<interface type='telepathy'/>`, "interface 0", Fail, "type (unknown)"},
+		{`<interface type='vhostuser'><source type='unix' path='/a' mode='client'/></interface>`, "interface 0", Fail, "vhost-user"},
+		{`<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>`, "interface 0", Fail, "vDPA"},
+		{`<interface type='hostdev'><source><address type='pci' domain='0' bus='1' slot='0' function='0'/></source></interface>`, "interface 0", Fail, "VFIO"},
+	} {
+		expect(t, Judge(withInterfaces(t, c.xml)), c.item, c.level, c.text)
 	}
 }
 

@@ -40,22 +40,27 @@ func mustOpen(t *testing.T, h *virttest.Host) *Conn {
 // mustCreate starts a domain the way an administrator does, outside our package's doors.
 func mustCreate(t *testing.T, c *Conn, name, uuid string) *Domain {
 	t.Helper()
-	ctx := testContext(t)
-	_, err := call(ctx, c, "create", name, func(l *link) (struct{}, error) {
-		h, err := l.conn.DomainCreateXML(virttest.IdleXML(name, uuid), 0)
-		if err == nil {
-			err = h.Free()
-		}
-		return struct{}{}, err
-	}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := c.Lookup(ctx, name)
+	return mustCreateXML(t, c, virttest.IdleXML(name, uuid))
+}
+
+func mustCreateXML(t *testing.T, c *Conn, xml string) *Domain {
+	t.Helper()
+	d, err := createXML(testContext(t), c, xml)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func createXML(ctx context.Context, c *Conn, xml string) (*Domain, error) {
+	return call(ctx, c, "create", "", func(l *link) (*Domain, error) {
+		h, err := l.conn.DomainCreateXML(xml, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = h.Free() }()
+		return c.domainOf(h)
+	}, nil)
 }
 
 // await returns the first event that is of kind and about uuid.

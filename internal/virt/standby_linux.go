@@ -16,8 +16,6 @@ const (
 	incomingFDName = "virtft-incoming"
 	// cleanupMax bounds the removal of what a failed StartStandby made.
 	cleanupMax = 20 * time.Second
-	// announceMax bounds the announce-self command after an activation.
-	announceMax = 10 * time.Second
 	// WaitLoaded asks QEMU again after loadedPollMin, later at most every loadedPollMax.
 	loadedPollMin = 500 * time.Microsecond
 	loadedPollMax = 20 * time.Millisecond
@@ -145,21 +143,13 @@ func (c *Conn) Leftovers(ctx context.Context) ([]*Domain, error) {
 	}, nil)
 }
 
-// Activate lets the loaded guest run and makes it announce its MAC addresses. The announcement happens in the
-// background; it is no reason to keep the guest waiting, nor to fail.
-func (s *Standby) Activate(ctx context.Context) error {
-	if err := s.Resume(ctx); err != nil {
-		return err
-	}
-	s.conn.background(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, announceMax)
-		defer cancel()
-		_, err := s.QMP(ctx, "announce-self", announceParameters{InitialMs: 50, MaxMs: 550, Rounds: 5, StepMs: 50})
-		if err != nil {
-			s.conn.log.Warn("switches were not told where the guest is now", "domain", s.name, "error", err)
-		}
-	})
-	return nil
+// Announce makes QEMU send frames that tell switches where the guest's MAC
+// addresses are now: of all its interfaces, several times within about a second.
+// It returns when QEMU has begun. Guests with virtio interfaces may be asked to
+// announce themselves too.
+func (d *Domain) Announce(ctx context.Context) error {
+	_, err := d.QMP(ctx, "announce-self", announceParameters{InitialMs: 50, MaxMs: 550, Rounds: 5, StepMs: 50})
+	return err
 }
 
 // announceParameters is QEMU's AnnounceParameters; the values we use are its own for migrations.
@@ -168,20 +158,6 @@ type announceParameters struct {
 	MaxMs     int `json:"max"`
 	Rounds    int `json:"rounds"`
 	StepMs    int `json:"step"`
-}
-
-// background runs fn on a goroutine for which Close waits, and whose context ends with Close.
-func (c *Conn) background(fn func(context.Context)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
-		return
-	}
-	c.done.Add(1)
-	go func() {
-		defer c.done.Done()
-		fn(c.ctx)
-	}()
 }
 
 // LoadError says that QEMU did not accept the stream.

@@ -169,7 +169,7 @@ func TestStandbyTakesOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		activated := time.Now()
-		if err := s.Activate(ctx); err != nil {
+		if err := errors.Join(s.Resume(ctx), s.Announce(ctx)); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("activated in %s", time.Since(activated))

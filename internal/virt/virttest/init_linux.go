@@ -80,6 +80,10 @@ func prepare() error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
+	// sysfs shows the interfaces of the namespace in which it was mounted; libvirt sets up bridges there.
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
 	if err := hideKVM(); err != nil {
 		return fmt.Errorf("hide /dev/kvm: %w", err)
 	}
