@@ -51,6 +51,9 @@ func Open(nics []NIC, o Options) (*Gate, error) {
 	if err := checkNICs(nics); err != nil {
 		return nil, err
 	}
+	if o.Mute && o.Dir != "" {
+		return nil, errors.New("netgate: a gate that is pinned cannot be mute: nobody would let its guest hear again")
+	}
 	if o.Dir != "" {
 		if err := preparePins(o.Dir); err != nil {
 			return nil, err
@@ -213,6 +216,18 @@ func (g *Gate) Hold() error {
 		g.setMode(Sealed)
 	}
 	return nil
+}
+
+// Unmute lets the guest get what is sent to it from now on.
+func (g *Gate) Unmute() {
+	end, err := g.use()
+	if err != nil {
+		return
+	}
+	defer end()
+	for _, p := range g.ports {
+		p.state.word(wordMuted).Store(0)
+	}
 }
 
 // Cut takes everything out of the open queue that the guest sent until now, and

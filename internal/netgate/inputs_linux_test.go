@@ -146,3 +146,32 @@ func TestInputsTCP(t *testing.T) {
 	}
 	must(t, transfer(host, guest, 1<<20))
 }
+
+// A guest that does not run yet hears nothing, and from Unmute on everything.
+func TestMute(t *testing.T) {
+	inNamespace(t)
+	guest, world := plug(t, "g0", 1), plug(t, "w0", 1)
+	g := open(t, Options{Mute: true}, guest)
+	world.send(1, 2, 3)
+	guest.send(4)
+	world.expect(4) // which says that 1 to 3 have come as far as they come
+	if !guest.idle() {
+		t.Error("a mute guest was sent something")
+	}
+	g.Unmute()
+	must(t, g.Inject([]Frame{{0, frame(5)}}))
+	world.send(6)
+	guest.expect(5, 6)
+	if _, err := Open([]NIC{{0, "g0"}}, Options{Mute: true, Dir: pins(t)}); err == nil {
+		t.Error("a gate was pinned mute")
+	}
+}
+
+// What is no tap has no gate: the frames of a macvtap's guest would pass it by.
+func TestNoTap(t *testing.T) {
+	inNamespace(t)
+	bridge(t)
+	if _, err := Open([]NIC{{0, "br0"}}, Options{}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("a gate before a bridge: %v", err)
+	}
+}

@@ -153,6 +153,9 @@ type Options struct {
 	// that belong to it. It is called from one goroutine for each interface,
 	// which reads nothing more meanwhile; it must return when Close is called.
 	Input func([]Frame)
+	// Mute keeps everything from the guest until Unmute: one that does not run
+	// yet would find its tap full of old news. Not together with Dir.
+	Mute bool
 	// Log may be nil.
 	Log *slog.Logger
 }

@@ -37,6 +37,10 @@ func (g *Gate) openPort(nic NIC, nl *netlink.Handle) (p *port, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if kind := dev.Type(); kind != "tuntap" && kind != "tun" {
+		// What the guest of a macvtap sends never passes its ingress.
+		return nil, &UnsupportedError{"holding the output of " + nic.Dev, "give the guest a tap on a bridge", fmt.Errorf("it is a %s, not a tap", kind)}
+	}
 	made := &port{g: g, nic: nic, ifindex: dev.Attrs().Index}
 	p = made
 	defer func() {
@@ -60,6 +64,9 @@ func (g *Gate) openPort(nic NIC, nl *netlink.Handle) (p *port, err error) {
 			return nil, unsupported("making a map", err)
 		}
 		p.state.word(wordGuest).Store(uint64(p.ifindex))
+		if g.o.Mute {
+			p.state.word(wordMuted).Store(1)
+		}
 	}
 	if err := p.attach(); err != nil {
 		return nil, err
@@ -105,6 +112,13 @@ func (p *port) attach() error {
 		return err
 	}
 	p.links = append(p.links, stray)
+	if p.g.o.Mute {
+		mute, err := attachTCX(p.ifindex, progs.mute, ebpf.AttachTCXEgress)
+		if err != nil {
+			return err
+		}
+		p.links = append(p.links, mute)
+	}
 	if p.taken {
 		// The gate's program becomes ours in one step, in case this build's is
 		// better; it goes on with the same map.

@@ -14,6 +14,7 @@ const (
 	gateProgram    = "virtft_gate"
 	strayProgram   = "virtft_stray"
 	releaseProgram = "virtft_release"
+	muteProgram    = "virtft_mute"
 )
 
 const (
@@ -41,6 +42,7 @@ type programs struct {
 	gate    *ebpf.Program // guest's tap, ingress
 	stray   *ebpf.Program // capture tap, egress
 	release *ebpf.Program // capture tap, ingress
+	mute    *ebpf.Program // guest's tap, egress
 }
 
 func loadPrograms(s *state) (*programs, error) {
@@ -54,6 +56,7 @@ func loadPrograms(s *state) (*programs, error) {
 		{&p.gate, gateProgram, ebpf.AttachTCXIngress, gateCode(s.m.FD())},
 		{&p.stray, strayProgram, ebpf.AttachTCXEgress, strayCode(s.m.FD())},
 		{&p.release, releaseProgram, ebpf.AttachTCXIngress, releaseCode(s.m.FD())},
+		{&p.mute, muteProgram, ebpf.AttachTCXEgress, muteCode(s.m.FD())},
 	} {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 			Name: load.name, Type: ebpf.SchedCLS, AttachType: load.attach, Instructions: load.code, License: "Apache-2.0",
@@ -69,7 +72,7 @@ func loadPrograms(s *state) (*programs, error) {
 
 func (p *programs) close() error {
 	var errs []error
-	for _, prog := range []*ebpf.Program{p.gate, p.stray, p.release} {
+	for _, prog := range []*ebpf.Program{p.gate, p.stray, p.release, p.mute} {
 		if prog != nil {
 			errs = append(errs, prog.Close())
 		}
@@ -173,4 +176,17 @@ func strayCode(mapFD int) asm.Instructions {
 func releaseCode(mapFD int) asm.Instructions {
 	return program(begin(mapFD), lease(), mark(markRelease), redirect(wordGuest, redirectIngress),
 		finish("late", wordDroppedLease, tcxDrop))
+}
+
+// muteCode keeps everything from a guest that does not run yet: its tap would
+// fill with what is old news when it does.
+func muteCode(mapFD int) asm.Instructions {
+	return program(begin(mapFD),
+		asm.Instructions{
+			asm.LoadMem(asm.R1, regState, wordMuted, asm.DWord),
+			asm.Mov.Imm(asm.R0, tcxNext),
+			asm.JEq.Imm(asm.R1, 0, "heard"),
+			asm.Mov.Imm(asm.R0, tcxDrop),
+			asm.Return().WithSymbol("heard"),
+		})
 }

@@ -23,9 +23,10 @@ const (
 	wordDroppedLease  //
 	wordDroppedSealed //
 	wordDroppedStray  //
+	wordMuted         // not 0: the guest gets nothing; never pinned
 	stateBytes
 
-	layoutVersion = 0x7674667400000001 // "vtft", 1
+	layoutVersion = 0x7674667400000002 // "vtft", 2
 	// leaseForever is in the map while no lease is needed.
 	leaseForever = 1<<64 - 1
 	// mapMmapable is BPF_F_MMAPABLE of linux/bpf.h.
