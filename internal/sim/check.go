@@ -16,6 +16,9 @@ const (
 	restMax = 20 * time.Second
 	// restTime is how long it has to stay there.
 	restTime = 700 * time.Millisecond
+	// heldMax is how long an output of a guest that is protected may be
+	// held when nothing is wrong.
+	heldMax = time.Second
 )
 
 // released checks the release of an epoch's outputs: in order, once, and only
@@ -53,10 +56,18 @@ func (w *World) resumed(q *qemu) {
 			w.fail("B goes on from %v, A performed the outputs of %v", q.holds, r)
 		}
 	}
+	w.wentOn = true
+	g := &w.a.gate
+	g.covers(q.holds, b.cover[q.holds], b.forgot)
 	// A copy on A is only left running when nothing was heard of A for the
-	// detection limit, or a person said so.
-	if w.a.runs() && b.cause != ftengine.ByOperator && (b.cause != ftengine.PeerSilent || b.loss != ftengine.Silent) {
+	// detection limit, when its daemon is gone, or a person said so; and
+	// the world hears nothing of it.
+	known := b.cause == ftengine.PeerSilent && b.loss == ftengine.Silent || b.cause == ftengine.DaemonGone && b.loss == ftengine.Closed
+	if w.a.runs() && b.cause != ftengine.ByOperator && !known {
 		w.fail("B goes on because of %q after the session was %v, A's copy runs", b.cause, b.loss)
+	}
+	if w.a.runs() && g.mode == gateOpen && !g.byPerson {
+		w.fail("B goes on, A's copy runs and its gate is open")
 	}
 	gen := b.marker.gen
 	if r := w.arb.stores[sideB][gen]; r == nil || r.host != sideB || r.free || !r.running {
@@ -69,7 +80,7 @@ func (w *World) resumed(q *qemu) {
 
 // check looks at the whole world, after every step.
 func (w *World) check() {
-	if !w.a.runs() || !w.b.runs() || !w.a.up {
+	if !w.a.runs() || !w.b.runs() || !w.a.up || w.a.frozen {
 		w.dupSince = -1
 	} else if w.dupSince < 0 {
 		w.dupSince = w.now
@@ -132,6 +143,12 @@ func (w *World) unrest() string {
 	switch {
 	case a.guestUp && a.paused:
 		return "the guest on A is paused"
+	case a.runs() && a.gate.mode != gateOpen && a.ended != "":
+		return "what the guest on A sends is held for good"
+	case a.runs() && a.gate.mode != gateOpen && (a.m.State() != ftengine.PrimaryProtected || b.m == nil || b.m.State() != ftengine.BackupStandby):
+		return "what the guest on A sends is held, nobody stands by"
+	case a.runs() && a.gate.stuck():
+		return "what the guest on A sends is held for too long"
 	case a.runs() && b.runs() && !(w.cfg.Manual && a.ended != ""):
 		return "two copies run"
 	case b.m != nil && (b.m.State() == ftengine.BackupClaiming || b.m.State() == ftengine.BackupActivating):

@@ -1,7 +1,12 @@
 // Package sim runs both machines of pkg/ftengine against each other in virtual
 // time, with everything around them that can go wrong: a link that is cut, a
-// daemon or a whole host that dies and comes back, an arbiter that does not
-// answer, a guest, a standby or a capture that fails, an operator.
+// daemon or a whole host that dies and comes back or is frozen for a while, an
+// arbiter that does not answer, a guest, a standby or a capture that fails, an
+// operator.
+//
+// The guest on A sends numbered outputs all the time. The gate (gate.go) holds
+// them, heartbeats renew the lease under which they are released, and each one
+// is followed to where it leaves A, is performed by B, or is lost with A.
 //
 // A run is a function of its seed, its arbiter and its faults: the same three
 // give the same run, event by event. After every event and every action the

@@ -33,12 +33,16 @@ const (
 	Unprotect
 	Activate
 	ActivateForce
+	ActivateA
+	FreezeDaemonA
+	FreezeHostA
 	kinds
 )
 
 var kindNames = [kinds]string{"CutLink", "ResetLink", "KillDaemonA", "KillDaemonB", "LoseHostA", "LoseHostB", "GuestCrash",
 	"GuestShutdown", "StandbyDeath", "CaptureFails", "CaptureFatal", "ArbiterDown", "ArbiterDownA", "ArbiterDownB", "RehearsalFails",
-	"MakeFails", "LoadFails", "CommitFails", "Unprotect", "Activate", "ActivateForce"}
+	"MakeFails", "LoadFails", "CommitFails", "Unprotect", "Activate", "ActivateForce", "ActivateA",
+	"FreezeDaemonA", "FreezeHostA"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -60,6 +64,10 @@ func (f Fault) String() string {
 // strike has f happen. It counts as open until it healed.
 func (w *World) strike(f Fault) {
 	w.logf("---- %v", f)
+	if len(w.cfg.Faults) == 1 && w.takesA(f) {
+		// Nothing else goes wrong: what B acknowledged has to go on there.
+		w.mustRun = w.b.sess != nil && w.b.acked.session == w.b.sess.id
+	}
 	undo := w.inflict(f.Kind)
 	if undo == nil {
 		w.faultHealed()
@@ -70,6 +78,17 @@ func (w *World) strike(f Fault) {
 		undo()
 		w.faultHealed()
 	})
+}
+
+// takesA tells whether f leaves the guest nowhere to be heard but on B.
+func (w *World) takesA(f Fault) bool {
+	switch f.Kind {
+	case LoseHostA, GuestCrash:
+		return true
+	case KillDaemonA: // for good, as far as B can know
+		return !w.cfg.Manual && w.limits.Grace > 0 && f.For > w.limits.Grace+time.Second
+	}
+	return false
 }
 
 func (w *World) faultHealed() {
@@ -124,11 +143,29 @@ func (w *World) inflict(k Kind) (undo func()) {
 	case Unprotect:
 		a.post(ftengine.Unprotect{Reason: "unprotected by the operator"})
 	case Activate:
-		b.post(ftengine.OperatorActivate{})
+		w.decide(forB, func() { b.post(ftengine.OperatorActivate{}) })
 	case ActivateForce:
-		b.post(ftengine.OperatorActivate{Force: true})
+		w.decide(forB, func() { b.post(ftengine.OperatorActivate{Force: true}) })
+	case ActivateA:
+		w.decide(forA, func() { a.post(ftengine.OperatorActivate{}) })
+	case FreezeDaemonA:
+		return a.freeze(false)
+	case FreezeHostA:
+		return a.freeze(true)
 	}
 	return nil
+}
+
+// decide is a person's word. As the only arbiter a person does not decide for
+// both hosts; with another one that is harmless.
+func (w *World) decide(side person, say func()) {
+	if w.cfg.Manual {
+		if w.person != nobody && w.person != side {
+			return
+		}
+		w.person = side
+	}
+	say()
 }
 
 func (a *arbiter) hide(sides ...int) func() {

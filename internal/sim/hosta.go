@@ -27,15 +27,23 @@ type hostA struct {
 	dialing bool
 
 	guestUp, paused bool
-	ended           string // the machine's last word, if it ended
+	gate            gate
+	because         ftengine.Cause   // of the last claim since the gate was opened
+	verdict         ftengine.Verdict // on it
+	ended           string           // the machine's last word, if it ended
 	watching        map[ftengine.Generation]bool
 
 	captureFails int // how many of the next captures fail
 	captureFatal bool
+
+	frozen  bool     // the daemon, or the whole host, does nothing for a while
+	stopped bool     // it is the whole host
+	freezes int      // so far
+	thaw    []func() // what it does when it goes on
 }
 
 func newHostA(w *World) *hostA {
-	return &hostA{w: w, alive: true, guestUp: true}
+	return &hostA{w: w, alive: true, guestUp: true, gate: gate{w: w}}
 }
 
 func (a *hostA) runs() bool { return a.guestUp && !a.paused }
@@ -46,7 +54,28 @@ func (a *hostA) protect() {
 	a.life++
 	a.watching = map[ftengine.Generation]bool{}
 	a.m = ftengine.NewPrimary(1, false, a.w.limits)
-	a.perform(a.m.Start())
+	a.start()
+	a.talk()
+}
+
+func (a *hostA) start() {
+	a.busy = true
+	a.perform(a.m.Start(), a.idle)
+}
+
+func (a *hostA) idle() {
+	a.busy = false
+	a.pump()
+}
+
+// talk has the guest send something now and then. It also keeps time going.
+func (a *hostA) talk() {
+	a.w.after(a.w.between(5, 25), func() {
+		if a.runs() && !a.stopped {
+			a.gate.send()
+		}
+		a.talk()
+	})
 }
 
 // restart is the daemon coming back and finding its marker.
@@ -63,12 +92,15 @@ func (a *hostA) restart() {
 	case a.marker.phase == "":
 		a.ended = "the daemon died before the protection began"
 	case a.marker.phase == "ended" || a.marker.phase == "handed-over":
+		if a.ended == "" {
+			a.ended = "it had handed over"
+		}
 	case !a.guestUp:
 		a.marker.phase, a.ended = "ended", "the guest was gone when the daemon came back"
 	default:
 		a.m = ftengine.RestorePrimary(a.marker.gen, a.marker.phase, a.w.limits)
 		a.ended = ""
-		a.perform(a.m.Start())
+		a.start()
 	}
 }
 
@@ -80,6 +112,8 @@ func (a *hostA) kill(silently bool) {
 	a.up = false
 	a.life++
 	a.inbox = nil
+	a.frozen, a.stopped, a.thaw = false, false, nil
+	a.gate.drop()
 	if s := a.sess; s != nil {
 		if silently {
 			s.aUp, s.toB.queue = false, nil
@@ -104,41 +138,94 @@ func (a *hostA) pump() {
 	}
 	a.busy = true
 	life := a.life
-	a.w.after(a.w.between(0, 1)/4, func() {
+	a.later(a.w.between(0, 1)/4, func() {
 		if life != a.life {
 			return
 		}
-		a.busy = false
 		if len(a.inbox) == 0 {
+			a.busy = false
 			return
 		}
 		e := a.inbox[0]
 		a.inbox = a.inbox[1:]
 		a.w.step("A <- %T%v", e, e)
-		if life == a.life {
-			a.perform(a.m.Step(e))
-		}
-		a.pump()
+		a.run(func() {
+			if life == a.life {
+				a.perform(a.m.Step(e), a.idle)
+			}
+		})
 	})
 }
 
 // perform does acts in order; a fault may strike before each of them.
-func (a *hostA) perform(acts []ftengine.Action) {
-	life := a.life
-	for _, act := range acts {
-		a.w.step("A    %T%v  [%v]", act, act, a.m.State())
+func (a *hostA) perform(acts []ftengine.Action, done func()) {
+	if len(acts) == 0 {
+		done()
+		return
+	}
+	life, act := a.life, acts[0]
+	a.w.step("A    %T%v  [%v]", act, act, a.m.State())
+	a.run(func() {
 		if life != a.life {
 			return
 		}
 		a.do(act)
 		a.w.check()
+		a.perform(acts[1:], done)
+	})
+}
+
+// run does f, or will when A is not frozen any more.
+func (a *hostA) run(f func()) {
+	if a.frozen {
+		a.thaw = append(a.thaw, f)
+		return
+	}
+	f()
+}
+
+// later runs f after d.
+func (a *hostA) later(d time.Duration, f func()) {
+	a.w.after(d, func() { a.run(f) })
+}
+
+// freeze stops the daemon, or the whole host, until the returned func is called.
+func (a *hostA) freeze(host bool) (undo func()) {
+	if !a.up || a.frozen {
+		return nil
+	}
+	w := a.w
+	a.frozen, a.stopped = true, host
+	a.freezes++
+	id := a.freezes
+	if s := a.sess; s != nil {
+		w.after(w.limits.Detect+w.between(0, 60), func() {
+			if a.frozen && a.freezes == id {
+				s.downB(ftengine.Silent)
+			}
+		})
+	}
+	since := w.now
+	return func() {
+		if !a.frozen || a.freezes != id {
+			return // it was killed meanwhile
+		}
+		a.frozen, a.stopped = false, false
+		if s := a.sess; s != nil && w.now-since > w.limits.Detect && w.chance(50) {
+			a.thaw = append(a.thaw, func() { s.downA(ftengine.Silent) })
+		}
+		for len(a.thaw) > 0 && !a.frozen {
+			f := a.thaw[0]
+			a.thaw = a.thaw[1:]
+			f()
+		}
 	}
 }
 
 // answer posts e after a delay, unless the daemon dies before.
 func (a *hostA) answer(d time.Duration, e ftengine.Event) {
 	life := a.life
-	a.w.after(d, func() {
+	a.later(d, func() {
 		if life == a.life {
 			a.post(e)
 		}
@@ -176,6 +263,13 @@ func (a *hostA) do(act ftengine.Action) {
 	case ftengine.ReopenCapture:
 	case ftengine.Release:
 		w.released(act.Epoch)
+		a.gate.release(a.sess, act.Epoch)
+	case ftengine.OpenGate:
+		// By a claim of a person, or at the end of a protection that the
+		// arbiter leaves to the person who ended it.
+		left := a.verdict == ftengine.NeedOperator && a.m.State() == ftengine.PrimaryStopped
+		a.gate.open(w.cfg.Manual && (a.because == ftengine.ByOperator || left))
+		a.because, a.verdict = 0, 0
 	case ftengine.PauseGuest:
 		a.paused = true
 	case ftengine.ResumeGuest:
@@ -185,6 +279,13 @@ func (a *hostA) do(act ftengine.Action) {
 	case ftengine.Finish:
 		a.marker.gen, a.marker.phase = a.m.Generation(), "ended"
 		a.ended = act.Reason
+	case ftengine.Refuse:
+		if a.because != ftengine.ByOperator && !a.gate.byPerson { // else it is the second time
+			w.person = nobody
+		}
+	case ftengine.SendGuestDead:
+		a.gate.seal()
+		a.send(act)
 	default:
 		a.send(act)
 	}
@@ -196,21 +297,47 @@ func (a *hostA) send(act ftengine.Action) {
 	if s == nil || !s.aUp {
 		return
 	}
-	var e ftengine.Event
 	switch act := act.(type) {
 	case ftengine.SendSetup:
 		s.toB.send(func() { b.setup(s) })
 		return
-	case ftengine.SendReleased:
-		e = ftengine.ReleasedTo{Epoch: act.Epoch}
 	case ftengine.SendGuestDead:
-		e = ftengine.GuestDead{Reason: act.Reason}
+		a.tell(s, ftengine.GuestDead{Reason: act.Reason})
 	case ftengine.SendStandDown:
-		e = ftengine.StandDown{Reason: act.Reason}
+		a.tell(s, ftengine.StandDown{Reason: act.Reason})
 	default:
 		a.w.fail("A cannot %T", act)
 	}
-	s.toB.send(func() { b.hear(s, e) })
+}
+
+// tell sends what is an event to the backup.
+func (a *hostA) tell(s *session, e ftengine.Event) {
+	if a.sess == s && s.aUp {
+		s.toB.send(func() { a.w.b.hear(s, e) })
+	}
+}
+
+const heartbeat = 80 * time.Millisecond
+
+// beat sends heartbeats; each one that is answered renews the lease.
+func (a *hostA) beat(s *session, life int) {
+	if life != a.life || a.sess != s || !s.aUp {
+		return
+	}
+	w, sent := a.w, a.w.now
+	s.toB.send(func() {
+		if !w.b.beaten(s) {
+			return
+		}
+		s.toA.send(func() {
+			a.run(func() {
+				if life == a.life && a.sess == s && s.aUp {
+					a.gate.renew(s, sent+w.limits.Detect)
+				}
+			})
+		})
+	})
+	a.later(heartbeat, func() { a.beat(s, life) })
 }
 
 // hear is a message of the backup arriving.
@@ -222,7 +349,7 @@ func (a *hostA) hear(s *session, e ftengine.Event) {
 
 func (a *hostA) dial(life int) {
 	w := a.w
-	w.after(w.between(5, 120), func() {
+	a.later(w.between(5, 120), func() {
 		if life != a.life || !a.dialing {
 			return
 		}
@@ -244,12 +371,14 @@ func (a *hostA) dial(life int) {
 			a.sess.closeA(false)
 		}
 		a.sess = s
+		a.beat(s, life)
 		a.post(ftengine.SessionUp{})
 	})
 }
 
 func (a *hostA) claim(act ftengine.Claim) {
 	w, life := a.w, a.life
+	a.because = act.Because
 	verdict := ftengine.Unknown
 	w.arb.call(sideA,
 		func() { verdict = w.arb.claim(sideA, act.Generation, act.Because) },
@@ -260,6 +389,7 @@ func (a *hostA) claim(act ftengine.Claim) {
 			if !known {
 				verdict = ftengine.Unknown
 			}
+			a.verdict = verdict
 			a.post(ftengine.ClaimDone{Generation: act.Generation, Verdict: verdict})
 		})
 }
@@ -275,7 +405,7 @@ func (a *hostA) withdraw(gen ftengine.Generation) {
 
 func (a *hostA) watch(life int, gen ftengine.Generation) {
 	w := a.w
-	w.after(w.between(50, 100), func() {
+	a.later(w.between(50, 100), func() {
 		if life != a.life {
 			return
 		}
@@ -300,30 +430,50 @@ func (a *hostA) watch(life int, gen ftengine.Generation) {
 }
 
 func (a *hostA) capture(act ftengine.Capture) {
-	w, s, life := a.w, a.sess, a.life
+	w, s, life, opened := a.w, a.sess, a.life, a.gate.opened
 	took := w.between(2, 8)
 	if act.Initial {
 		took = w.between(20, 60)
 	}
-	w.after(took, func() {
+	fail := func() {
+		a.post(ftengine.CaptureFailed{Epoch: act.Epoch, Fatal: a.captureFatal})
+		a.answer(epochInterval, ftengine.PaceDue{})
+	}
+	a.later(took, func() {
 		if life != a.life {
 			return
 		}
-		defer a.answer(epochInterval, ftengine.PaceDue{})
-		switch {
-		case a.captureFails > 0:
+		broken := a.captureFails > 0
+		if broken {
 			a.captureFails--
-			a.post(ftengine.CaptureFailed{Epoch: act.Epoch, Fatal: a.captureFatal})
-		case s == nil || !s.aUp || !a.guestUp:
-			a.post(ftengine.CaptureFailed{Epoch: act.Epoch})
-		default:
-			s.toB.send(func() { w.b.stage(s, act.Epoch) })
+		}
+		if s == nil || !a.guestUp || broken && w.chance(50) {
+			fail()
+			return
+		}
+		// The pause.
+		c := checkpoint{s.id, act.Epoch}
+		last, with := len(a.gate.outs), []int(nil)
+		if opened == a.gate.opened {
+			last, with = a.gate.cut(c, act.Initial)
+		}
+		a.later(w.between(0, 3), func() {
+			switch {
+			case life != a.life:
+				return
+			case broken || !s.aUp || !a.guestUp:
+				a.gate.uncut(c)
+				fail()
+				return
+			}
+			s.toB.send(func() { w.b.stage(s, act.Epoch, last, with) })
 			if w.chance(20) { // the acknowledgement may overtake our own word
 				a.answer(w.between(0, 6), ftengine.Captured{Epoch: act.Epoch})
 			} else {
 				a.post(ftengine.Captured{Epoch: act.Epoch})
 			}
-		}
+			a.answer(epochInterval, ftengine.PaceDue{})
+		})
 	})
 }
 

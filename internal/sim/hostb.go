@@ -45,14 +45,21 @@ type hostB struct {
 	memory    bool // we hold a standby's memory
 	committed checkpoint
 	acked     checkpoint
-	withdraws int            // not yet taken by the arbiter
-	loss      ftengine.Loss  // how the last session ended
-	cause     ftengine.Cause // of the last claim
+	rehearsal int                  // that goes on; another is not answered any more
+	leaseEnds time.Duration        // when the primary's lease is surely over
+	cover     map[checkpoint]int   // the last output that each knows of
+	outputs   map[checkpoint][]int // shipped with each; in the daemon's memory
+	forgot    bool                 // a daemon goes on from what an older one had loaded
+	withdraws int                  // not yet taken by the arbiter
+	loss      ftengine.Loss        // how the last session ended
+	cause     ftengine.Cause       // of the last claim
 
 	makeFails, loadFails, commitFails, rehearseFails int
 }
 
-func newHostB(w *World) *hostB { return &hostB{w: w, alive: true, up: true} }
+func newHostB(w *World) *hostB {
+	return &hostB{w: w, alive: true, up: true, cover: map[checkpoint]int{}, outputs: map[checkpoint][]int{}}
+}
 
 func (b *hostB) runs() bool { return b.standby != nil && b.standby.runs && !b.standby.dead }
 
@@ -64,6 +71,9 @@ func (b *hostB) restart() {
 	b.up = true
 	b.life++
 	b.inbox, b.busy, b.queue, b.at, b.m, b.sess, b.memory, b.withdraws = nil, false, nil, false, nil, nil, false, 0
+	clear(b.outputs)
+	b.forgot = true
+	b.rehearsal++
 	found := ftengine.StandbyGone
 	if q := b.standby; q != nil && !q.dead {
 		switch {
@@ -72,6 +82,10 @@ func (b *hostB) restart() {
 		case q.loaded:
 			found = ftengine.StandbyLoaded
 		}
+	}
+	if b.marker.phase == "claimed" && found == ftengine.StandbyGone {
+		// See RestoreBackup: what ran here for a moment is known to nobody.
+		b.w.wentOn = false
 	}
 	b.w.logf("B: daemon starts, marker %v, standby %v", b.marker, found)
 	if b.marker.phase == "" || b.marker.phase == "ended" {
@@ -206,6 +220,15 @@ func (b *hostB) adopt(s *session) bool {
 	return true
 }
 
+// beaten is a heartbeat of the primary arriving; it tells whether it is answered.
+func (b *hostB) beaten(s *session) bool {
+	if !s.bUp || !b.up {
+		return false
+	}
+	b.leaseEnds = b.w.now + b.w.limits.Detect
+	return true
+}
+
 func (b *hostB) hear(s *session, e ftengine.Event) {
 	if b.sess != s && !b.adopt(s) {
 		return
@@ -215,10 +238,12 @@ func (b *hostB) hear(s *session, e ftengine.Event) {
 	}
 }
 
-// stage is a whole epoch arriving.
-func (b *hostB) stage(s *session, e ftengine.Epoch) {
+// stage is a whole epoch arriving, with the outputs that were held.
+func (b *hostB) stage(s *session, e ftengine.Epoch, last int, with []int) {
 	if s.bUp && b.sess == s {
 		s.staged = e
+		c := checkpoint{s.id, e}
+		b.cover[c], b.outputs[c] = last, with
 		b.post(ftengine.Staged{Epoch: e})
 	}
 }

@@ -13,23 +13,18 @@ func (b *hostB) do(act ftengine.Action) {
 	case ftengine.RemakeStandby:
 		b.makeStandby(true)
 	case ftengine.DestroyStandby:
-		b.work(0, 2, b.destroy, func() { b.memory = false })
+		b.work(0, 2, b.destroy, func() { b.memory, b.rehearsal = false, b.rehearsal+1 })
 	case ftengine.Commit:
 		b.commit(act.Epoch)
 	case ftengine.Rehearse:
-		b.work(5, 20, nothing, func() {
-			if b.rehearseFails > 0 {
-				b.rehearseFails--
-				b.post(ftengine.RehearseDone{Reason: "it does not load"})
-				return
-			}
-			b.post(ftengine.RehearseDone{OK: true})
-		})
+		b.work(0, 5, nothing, b.rehearse)
 	case ftengine.Load:
 		b.load()
 	case ftengine.Resume:
 		b.resume()
-	case ftengine.DropUncommitted, ftengine.PerformOutputs:
+	case ftengine.DropUncommitted:
+	case ftengine.PerformOutputs:
+		b.performOutputs(act)
 	case ftengine.Claim:
 		b.claim(act)
 	case ftengine.Withdraw:
@@ -40,11 +35,14 @@ func (b *hostB) do(act ftengine.Action) {
 	case ftengine.RetryAfter:
 		b.answer(act.Delay, ftengine.Retry{Token: act.Token})
 	case ftengine.CloseSession:
-		if b.sess != nil {
-			b.sess.closeB(false)
-			b.sess = nil
+		for _, s := range b.w.link.sessions { // also one that is only let in
+			s.closeB(false)
 		}
+		b.sess = nil
 	case ftengine.Refuse:
+		if b.m.State() != ftengine.BackupClaiming && !b.runs() { // else it is the second time
+			b.w.person = nobody
+		}
 	case ftengine.Finish:
 		gen, ran := b.m.Holds()
 		b.marker.gen, b.marker.ran = max(b.m.Generation(), gen), ran
@@ -76,6 +74,7 @@ func (b *hostB) send(act ftengine.Action) {
 	var e ftengine.Event
 	switch act := act.(type) {
 	case ftengine.SendReady:
+		b.w.person, b.forgot = nobody, false
 		e = ftengine.StandbyReady{}
 	case ftengine.Ack:
 		e = ftengine.Acked{Epoch: act.Epoch}
@@ -89,6 +88,34 @@ func (b *hostB) send(act ftengine.Action) {
 		b.w.fail("B cannot %T", act)
 	}
 	s.toA.send(func() { a.hear(s, e) })
+}
+
+// rehearse goes on beside other work.
+func (b *hostB) rehearse() {
+	b.rehearsal++
+	life, id := b.life, b.rehearsal
+	b.w.after(b.w.between(5, 200), func() {
+		switch {
+		case life != b.life || id != b.rehearsal:
+		case b.rehearseFails > 0:
+			b.rehearseFails--
+			b.post(ftengine.RehearseDone{Reason: "it does not load"})
+		default:
+			b.post(ftengine.RehearseDone{OK: true})
+		}
+	})
+}
+
+// performOutputs sends what A may not have sent, before the guest runs here.
+func (b *hostB) performOutputs(act ftengine.PerformOutputs) {
+	if b.runs() {
+		b.w.fail("outputs of epochs are performed behind those of the guest")
+	}
+	for e := act.From; e <= act.To; e++ {
+		for _, n := range b.outputs[checkpoint{b.acked.session, e}] {
+			b.w.a.gate.out(n).performed = true
+		}
+	}
 }
 
 func (b *hostB) makeStandby(again bool) {
@@ -195,6 +222,14 @@ func (b *hostB) claim(act ftengine.Claim) {
 	w, life := b.w, b.life
 	if b.withdraws > 0 { // the right that goes back must not be this one
 		w.after(w.between(5, 20), func() {
+			if life == b.life {
+				b.claim(act)
+			}
+		})
+		return
+	}
+	if wait := b.leaseEnds - w.now; wait > 0 && act.Because != ftengine.HandedOver {
+		w.after(wait, func() {
 			if life == b.life {
 				b.claim(act)
 			}

@@ -95,10 +95,12 @@ func (s *session) closeB(lost bool) {
 
 // downA tells the primary's machine that its session ended.
 func (s *session) downA(how ftengine.Loss) {
-	if s.aUp {
-		s.closeA(false)
-		s.w.a.post(ftengine.SessionDown{How: how})
-	}
+	s.w.a.run(func() {
+		if s.aUp {
+			s.closeA(false)
+			s.w.a.post(ftengine.SessionDown{How: how})
+		}
+	})
 }
 
 func (s *session) downB(how ftengine.Loss) {

@@ -98,8 +98,22 @@ func TestEverySingle(t *testing.T) {
 	t.Logf("%d bad", bad)
 }
 
+// TestDaemonGone ends A's daemon for longer than the grace, at every step:
+// whatever B has acknowledged goes on there, unless a person has to say so.
+func TestDaemonGone(t *testing.T) {
+	bad := 0
+	for step := 1; step <= canonical; step++ {
+		for seed := uint64(1); seed <= 3; seed++ {
+			for _, manual := range []bool{false, true} {
+				bad += try(t, bad, Config{Seed: seed, Manual: manual, Faults: []Fault{{Kind: KillDaemonA, Step: step, For: 8 * time.Second}}})
+			}
+		}
+	}
+	t.Logf("%d bad", bad)
+}
+
 // starts are the faults that set a take-over or a restart going.
-var starts = []Kind{CutLink, CutLink, GuestCrash, LoseHostA, KillDaemonA, KillDaemonB, ActivateForce, Unprotect}
+var starts = []Kind{CutLink, CutLink, GuestCrash, LoseHostA, KillDaemonA, KillDaemonB, ActivateForce, Unprotect, FreezeDaemonA, FreezeHostA}
 
 // TestEveryTakeover begins with one fault in a protected run and places each
 // other one at every step after it.
@@ -114,7 +128,7 @@ func TestEveryTakeover(t *testing.T) {
 						continue
 					}
 					d := []time.Duration{60 * time.Millisecond, 1700 * time.Millisecond}
-					bad += try(t, bad, Config{Seed: uint64(3 + step%2), Manual: manual, SlowA: i > 0,
+					bad += try(t, bad, Config{Seed: uint64(1 + step%2), Manual: manual, SlowA: i > 0,
 						Faults: []Fault{{Kind: k, Step: 40, For: d[1]}, {Kind: l, Step: step, For: d[n/3%2]}}})
 				}
 			}

@@ -15,6 +15,9 @@ const (
 	traceMax = 400     // lines kept for the report of a failed run
 )
 
+// graces are the bounds of Limits.Grace, by seed. 0 waits for an operator.
+var graces = [...]time.Duration{5 * time.Second, 700 * time.Millisecond, 1500 * time.Millisecond, 2 * time.Second, 0}
+
 // Config names a run.
 type Config struct {
 	Seed   uint64
@@ -44,11 +47,23 @@ type World struct {
 	healed   time.Duration
 	good     time.Duration // since when the world is at rest
 	operator bool          // an operator looked at the orphan
+	mustRun  bool          // on B, at the end: it held the last copy
+	person   person        // whom a person let go on, under manual
+	wentOn   bool          // the guest went on on B
 	dupSince time.Duration // since when two copies run with A's daemon up, or -1
 
 	trace  []string
 	broken error
 }
+
+// person is the host that a person decided for. Nobody decides for both.
+type person uint8
+
+const (
+	nobody person = iota
+	forA
+	forB
+)
 
 type event struct {
 	at  time.Duration
@@ -75,6 +90,7 @@ func (q *events) Pop() any {
 // broken, if anything.
 func Run(c Config) (steps int, err error) {
 	w := &World{cfg: c, rng: rand.New(rand.NewPCG(c.Seed, 7)), limits: ftengine.DefaultLimits(), faults: append([]Fault(nil), c.Faults...), dupSince: -1}
+	w.limits.Grace = graces[c.Seed%uint64(len(graces))]
 	w.arb = newArbiter(w, c.Manual)
 	w.link.w = w
 	w.a, w.b = newHostA(w), newHostB(w)
@@ -99,6 +115,9 @@ func Run(c Config) (steps int, err error) {
 		if w.atRest() {
 			break
 		}
+	}
+	if w.mustRun && !w.b.runs() {
+		w.fail("the guest is lost")
 	}
 	if w.broken != nil {
 		return w.steps, fmt.Errorf("%w\n%s", w.broken, w.report())

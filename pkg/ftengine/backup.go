@@ -7,14 +7,18 @@ import "fmt"
 //	waiting ──SessionUp──▶ syncing ──RehearseDone──▶ standby
 //	   ▲                      │                        │  │ Closed
 //	   └──────SessionDown─────┘                 Silent │  ▼
-//	   ▲                                    GuestDead  │ orphaned (an operator, or the primary, comes back)
-//	   │ Lost                                          ▼  │ OperatorActivate
+//	   ▲      before an Ack                 GuestDead  │ orphaned (the primary may come back)
+//	   │ Lost                                          ▼  │ Limits.Grace, OperatorActivate
 //	   └──────────────────────────────────────────claiming◀┘
 //	                                             Won │
 //	                                                 ▼
 //	                       failed ◀──LoadDone── activating ──ResumeDone──▶ active
 //
 //	any but activating and active ──StandDown──▶ stopped
+//
+// A session that ends after an acknowledgement leaves what may be the last
+// copy there is: a backup that is syncing finishes its rehearsal, then goes on
+// as one that stood by.
 type BackupState uint8
 
 const (
@@ -71,23 +75,25 @@ type Backup struct {
 	gen    Generation
 	reason string
 
-	session   bool
-	alive     bool // the standby's QEMU waits for its load
-	loading   bool // a Load was asked for and not answered
-	loaded    bool // the standby holds the checkpoint
-	confirmed bool // the arbiter knows that we run: the right cannot go back
-	asking    bool // a Confirm was asked for and not answered
-	resuming  bool // a Resume was asked for and not answered
-	ran       bool // an instruction may have been executed here under gen
-	loadTries int
-	claiming  bool // a Claim was asked for and not answered
-	cause     Cause
-	dead      bool // the primary's guest is dead; remembered through a rehearsal
-	hostLives bool // orphaned by a primary whose host is alive: its guest may run
-	ending    bool // an end, endActs, that waits for the outcome of the claim
-	endActs   []Action
-	endState  BackupState
-	token     uint64
+	session    bool
+	alive      bool // the standby's QEMU waits for its load
+	loading    bool // a Load was asked for and not answered
+	loaded     bool // the standby holds the checkpoint
+	confirmed  bool // the arbiter knows that we run: the right cannot go back
+	asking     bool // a Confirm was asked for and not answered
+	resuming   bool // a Resume was asked for and not answered
+	ran        bool // an instruction may have been executed here under gen
+	loadTries  int
+	claiming   bool // a Claim was asked for and not answered
+	cause      Cause
+	rehearsing bool // a Rehearse was asked for and not answered
+	dead       bool // the primary's guest is dead; remembered through a rehearsal
+	lost       Loss // how the session ended; remembered through a rehearsal
+	hostLives  bool // orphaned by a primary whose host is alive: its guest may run
+	ending     bool // an end, endActs, that waits for the outcome of the claim
+	endActs    []Action
+	endState   BackupState
+	token      uint64
 
 	makes pending
 
@@ -121,7 +127,11 @@ const (
 
 // RestoreBackup returns the machine of a host whose earlier daemon persisted
 // phase under gen last, and its first actions. What that daemon held in memory
-// is lost; a standby that was already loaded, or that runs, goes on.
+// is lost, outputs that are still to be performed and logged inputs too; a
+// standby that was already loaded, or that runs, goes on. Not known any more is
+// a guest that ran here only in the moment between its Resume and the marker
+// "active", and ended with this host then: a primary that comes back before the
+// arbiter is asked goes on as if it had not.
 func RestoreBackup(gen Generation, phase string, found StandbyFound, l Limits) (*Backup, []Action) {
 	b := &Backup{limits: l, state: BackupWaiting, gen: gen}
 	switch {
@@ -211,6 +221,7 @@ func (b *Backup) sessionUp(e SessionUp) []Action {
 	}
 	// What we hold belongs to an older session; its memory must not shine
 	// through in the new one.
+	b.token++ // what was to be claimed after a while is not
 	acts := b.drop(BackupSyncing, b.state != BackupWaiting)
 	b.gen, b.session = e.Generation, true
 	b.acked, b.committed, b.released = 0, 0, 0
@@ -220,7 +231,8 @@ func (b *Backup) sessionUp(e SessionUp) []Action {
 
 // drop lets go of what was held for a session.
 func (b *Backup) drop(next BackupState, had bool) []Action {
-	b.state, b.session, b.alive, b.dead, b.hostLives = next, false, false, false, false
+	b.state, b.session, b.alive, b.hostLives = next, false, false, false
+	b.rehearsing, b.dead, b.lost = false, false, 0
 	b.makes.forget()
 	if !had {
 		return nil
@@ -235,20 +247,32 @@ func (b *Backup) sessionDown(e SessionDown) []Action {
 	b.session = false
 	switch b.state {
 	case BackupSyncing:
-		if b.dead {
-			return []Action{DropUncommitted{}} // nobody else has this guest any more
+		if b.acked == 0 {
+			return b.drop(BackupWaiting, true)
 		}
-		return b.drop(BackupWaiting, true)
+		// The world may have been told of what we acknowledged. Whether it
+		// loads is known soon.
+		b.lost = e.How
+		return []Action{DropUncommitted{}}
 	case BackupStandby:
-	default:
-		return nil
+		return b.peerLost(e.How)
 	}
-	if e.How == Closed {
-		// The primary's host lives and its guest probably runs: taking
-		// over would make two of it.
+	return nil
+}
+
+// peerLost is the end of a session that leaves us with a whole checkpoint.
+func (b *Backup) peerLost(how Loss) []Action {
+	if how == Closed {
+		// The primary's host lives, its guest probably runs, and its daemon
+		// is probably back soon. If not, that guest can tell nobody anything.
 		b.state, b.hostLives = BackupOrphaned, true
 		b.reason = "the primary's daemon is gone but its host is not"
-		return []Action{DropUncommitted{}}
+		acts := []Action{DropUncommitted{}}
+		if b.limits.Grace > 0 {
+			b.token++
+			acts = append(acts, RetryAfter{b.limits.Grace, b.token})
+		}
+		return acts
 	}
 	b.state, b.cause, b.hostLives = BackupClaiming, PeerSilent, false
 	// A primary that lives claims first: its guest need not move at all.
@@ -297,15 +321,17 @@ func (b *Backup) commitDone(e CommitDone) []Action {
 	}
 	b.committed = e.Epoch
 	if b.state == BackupSyncing && e.Epoch == 1 {
+		b.rehearsing = true
 		return []Action{Rehearse{}}
 	}
 	return b.maybeLoad()
 }
 
 func (b *Backup) rehearseDone(e RehearseDone) []Action {
-	if b.state != BackupSyncing || b.committed != 1 || b.ending {
+	if b.state != BackupSyncing || !b.rehearsing || b.ending {
 		return nil
 	}
+	b.rehearsing = false
 	if !e.OK {
 		return b.leave(BackupStopped, "the rehearsal failed: "+e.Reason, SendRehearsed{false, e.Reason}, DestroyStandby{})
 	}
@@ -314,8 +340,11 @@ func (b *Backup) rehearseDone(e RehearseDone) []Action {
 	if b.session {
 		acts = append(acts, SendRehearsed{OK: true})
 	}
-	if b.dead {
+	switch {
+	case b.dead:
 		return append(acts, b.claim(HandedOver)...)
+	case b.lost != 0:
+		return append(acts, b.peerLost(b.lost)...)
 	}
 	return acts
 }
@@ -371,7 +400,7 @@ func (b *Backup) standbyDied(e StandbyDied) []Action {
 	}
 	switch b.state {
 	case BackupSyncing:
-		if b.dead {
+		if b.dead || b.lost != 0 {
 			return b.remake()
 		}
 		return append([]Action{CloseSession{}}, b.drop(BackupWaiting, true)...)
@@ -397,7 +426,13 @@ func (b *Backup) remake() []Action {
 func (b *Backup) claim(why Cause) []Action {
 	b.state, b.claiming, b.cause = BackupClaiming, true, why
 	b.token++ // what was to be retried is asked now
-	return []Action{DropUncommitted{}, Claim{b.gen + 1, why}}
+	acts := []Action{DropUncommitted{}, Claim{b.gen + 1, why}}
+	if why != HandedOver {
+		// No lease may be renewed while we wait for the end of the last one.
+		b.session = false
+		acts = append([]Action{CloseSession{}}, acts...)
+	}
+	return acts
 }
 
 func (b *Backup) claimDone(e ClaimDone) []Action {
@@ -440,6 +475,9 @@ func (b *Backup) retry(e Retry) []Action {
 		return nil
 	case b.state == BackupClaiming:
 		return b.claim(b.cause)
+	case b.state == BackupOrphaned:
+		b.reason = "the primary's daemon did not come back"
+		return b.claim(DaemonGone)
 	case b.state == BackupActivating && b.loaded && !b.confirmed:
 		return b.confirm()
 	}

@@ -93,6 +93,10 @@ const (
 	HandedOver
 	// ByOperator: a person decided.
 	ByOperator
+	// DaemonGone: the primary's daemon ended, its host did not, and no daemon
+	// came back for Limits.Grace. Its copy may run, but tells nobody: the gate
+	// is closed since its lease ended.
+	DaemonGone
 	// ToRevoke: the primary takes the right to run from a backup that it
 	// cannot reach, because the protection ended.
 	ToRevoke
@@ -106,6 +110,8 @@ func (c Cause) String() string {
 		return "handed over"
 	case ByOperator:
 		return "operator"
+	case DaemonGone:
+		return "daemon gone"
 	case ToRevoke:
 		return "revoke"
 	}

@@ -11,7 +11,20 @@ import "time"
 //   - PaceDue comes once after each answer to Capture.
 //   - The work on the standby (MakeStandby, RemakeStandby, Commit, Rehearse,
 //     Load, Resume, DestroyStandby) is done, and answered, in the order asked.
+//     Only a rehearsal, once it has its copy of the checkpoint, may go on
+//     beside later work; DestroyStandby ends it, and after that it is not
+//     answered any more.
+//   - CaptureFailed{k} says that the backup was not sent all of epoch k, and
+//     never will be: it cannot acknowledge it.
 //   - StandbyDied is not told of a standby that DestroyStandby ended.
+//   - A backup's Claim reaches the arbiter only when the lease of the primary's
+//     last session is surely over, except Because HandedOver: the gate was
+//     sealed before that was said. The lease is counted from the last heartbeat
+//     that was answered. CloseSession comes before such a Claim and closes, at
+//     the backup, also a connection that was let in and whose SessionUp has
+//     not come yet: no heartbeat is answered any more.
+//   - What the gate does outlives the daemon: with the daemon dead, or frozen,
+//     nothing that is to be held leaves, and RestorePrimary finds it as it was.
 //   - Connect while it dials already, PauseGuest of a paused guest, and
 //     WatchWinner of a generation that is watched already change nothing.
 //   - Withdraw is tried until the arbiter took it or says that somebody else
@@ -37,6 +50,10 @@ type (
 	}
 	// Retry answers RetryAfter with its token.
 	Retry struct{ Token uint64 }
+	// OperatorActivate: virt-ft activate, a person's word that the guest is to
+	// go on on this host alone. Force skips what protects against a primary
+	// that may still run; the primary itself has no use for it.
+	OperatorActivate struct{ Force bool }
 )
 
 // Events of the primary.
@@ -105,9 +122,6 @@ type (
 	GuestDead struct{ Reason string }
 	// StandDown: the primary wants no standby any more.
 	StandDown struct{ Reason string }
-	// OperatorActivate: virt-ft activate. Force skips what protects against
-	// a primary that may still run.
-	OperatorActivate struct{ Force bool }
 	// StandbyDied: the standby's QEMU ended while it was waiting.
 	StandbyDied struct{ Reason string }
 	// LoadDone answers Load: the standby holds the checkpoint, or not.
@@ -169,6 +183,8 @@ type (
 	}
 	// CloseSession drops the connection to the peer.
 	CloseSession struct{}
+	// Refuse answers OperatorActivate with the reason why not.
+	Refuse struct{ Reason string }
 	// Finish ends the machine: no further action will be asked for.
 	Finish struct{ Reason string }
 )
@@ -179,19 +195,31 @@ type (
 	Connect struct{}
 	// SendSetup describes the guest to the backup; StandbyReady answers.
 	SendSetup struct{}
-	// Capture takes checkpoint Epoch. Initial: all of the guest's memory
-	// is sent in live passes first.
+	// Capture takes checkpoint Epoch, and what the guest sent since the one
+	// before it. Initial: all of the guest's memory is sent in live passes
+	// first, and from this checkpoint's pause on the gate holds what the guest
+	// sends; what it sent before has left.
 	Capture struct {
 		Epoch   Epoch
 		Initial bool
 	}
 	// ReopenCapture closes the capture session so that Capture opens another.
 	ReopenCapture struct{}
-	// Release performs the held outputs of Epoch, which was acknowledged.
+	// Release performs the held outputs of Epoch, behind those of the epochs
+	// before, while the lease of this session holds, and tells the backup
+	// (ReleasedTo there) when all of them have left. Epoch was acknowledged. It
+	// is a standing order: outputs that a lease was too old for stay held, and
+	// untold, until the same session renews it. Another session's lease does
+	// not count for them. Not answered.
 	Release struct{ Epoch Epoch }
-	// SendReleased tells the backup that the outputs up to Epoch were performed.
-	SendReleased struct{ Epoch Epoch }
-	// SendGuestDead tells the backup to take over.
+	// OpenGate performs what is held, in order, and holds nothing any more
+	// until the next Capture{Initial}; a Capture that is still under way does
+	// not hold either. No lease is needed: the backup surely cannot go on from
+	// a checkpoint any more. An open gate stays open.
+	OpenGate struct{}
+	// SendGuestDead tells the backup to take over. Before it is sent the gate
+	// is sealed: nothing that the guest had sent leaves this host any more,
+	// neither by an earlier Release that is still at it nor later.
 	SendGuestDead struct{ Reason string }
 	// SendStandDown tells the backup to let go; PeerStoodDown answers.
 	SendStandDown struct{ Reason string }
@@ -225,14 +253,17 @@ type (
 	}
 	// DropUncommitted forgets every epoch that was not acknowledged.
 	DropUncommitted struct{}
-	// PerformOutputs performs the outputs of epochs From..To, which were
-	// committed but not known to be performed.
+	// PerformOutputs performs the outputs of epochs From..To, in order, which
+	// were committed but not known to be performed, before the first of the
+	// guest itself.
 	PerformOutputs struct{ From, To Epoch }
 	// Load gives the standby its device state; LoadDone answers.
 	Load struct{}
 	// Confirm records RUNNING with the arbiter; ConfirmDone answers.
 	Confirm struct{ Generation Generation }
-	// Resume lets the guest run here; ResumeDone answers.
+	// Resume lets the guest run here, then injects the logged inputs of the
+	// epochs after the committed one, then announces the guest to the network;
+	// ResumeDone answers.
 	Resume struct{}
 	// SendActivated tells the old primary, if it listens.
 	SendActivated struct{ Generation Generation }
@@ -240,8 +271,6 @@ type (
 	SendStoodDown struct{}
 	// DestroyStandby ends the standby and frees its memory.
 	DestroyStandby struct{}
-	// Refuse answers OperatorActivate with the reason why not.
-	Refuse struct{ Reason string }
 )
 
 func (Persist) action()         {}
@@ -254,7 +283,7 @@ func (SendSetup) action()       {}
 func (Capture) action()         {}
 func (ReopenCapture) action()   {}
 func (Release) action()         {}
-func (SendReleased) action()    {}
+func (OpenGate) action()        {}
 func (SendGuestDead) action()   {}
 func (SendStandDown) action()   {}
 func (PauseGuest) action()      {}

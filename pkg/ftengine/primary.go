@@ -18,6 +18,10 @@ import (
 //
 //	any ──GuestGone, crashed──▶ handedOver ──PeerActivated──▶ stopped
 //	any ──Unprotect, or an orderly GuestGone──▶ stopping ──▶ stopped
+//
+// The gate holds the guest's outputs from the pause of a session's first
+// checkpoint on, in whatever state, until OpenGate. While undecided a person
+// may decide (OperatorActivate).
 type PrimaryState uint8
 
 const (
@@ -50,11 +54,15 @@ type Limits struct {
 	Detect time.Duration
 	// ClaimRetry is the pause between two tries at an arbiter that did not answer.
 	ClaimRetry time.Duration
+	// Grace is how long a backup whose primary's daemon is gone, and whose
+	// primary's host lives, waits for a daemon to come back before it claims;
+	// 0 is for ever. It is longer than any lease.
+	Grace time.Duration
 }
 
 // DefaultLimits are right for two hosts on one local network.
 func DefaultLimits() Limits {
-	return Limits{InFlight: 4, Detect: 500 * time.Millisecond, ClaimRetry: 500 * time.Millisecond}
+	return Limits{InFlight: 4, Detect: 500 * time.Millisecond, ClaimRetry: 500 * time.Millisecond, Grace: 5 * time.Second}
 }
 
 // Primary is the machine of the host that runs the guest. Make it with
@@ -78,6 +86,7 @@ type Primary struct {
 	guestDead bool
 
 	handedOver bool
+	restored   bool // an earlier daemon may have left the gate closed
 	token      uint64
 
 	captured, acked Epoch // acked <= captured <= acked + InFlight
@@ -111,13 +120,19 @@ func RestorePrimary(gen Generation, phase string, l Limits) *Primary {
 	p := NewPrimary(gen, phase == "armed" || phase == "protected" || phase == "fenced", l)
 	p.fenced = phase == "fenced"
 	p.paused = p.fenced
+	p.restored = true
 	return p
 }
 
 // Start returns the first actions.
 func (p *Primary) Start() []Action {
 	if !p.armed {
-		return []Action{Persist{p.gen, "connecting"}, Connect{}}
+		acts := []Action{Persist{p.gen, "connecting"}, Connect{}}
+		if p.restored {
+			// The earlier daemon may have died before it came to that.
+			acts = append([]Action{OpenGate{}}, acts...)
+		}
+		return acts
 	}
 	// A backup may hold a checkpoint, and may have gone on from it while
 	// nobody watched here. The marker that says so stays as it is.
@@ -145,7 +160,8 @@ func (p *Primary) Step(e Event) []Action {
 			return nil
 		}
 		p.ready, p.paceDue = true, true
-		return p.maybeCapture()
+		// It dropped what it held for an older session.
+		return append(p.openGate(), p.maybeCapture()...)
 	case PaceDue:
 		p.paceDue = true
 		return p.maybeCapture()
@@ -175,18 +191,20 @@ func (p *Primary) Step(e Event) []Action {
 		if p.state != PrimaryStopping || p.claiming {
 			return nil
 		}
-		return p.finish(p.reason)
+		return p.letGo(p.reason)
 	case PeerActivated:
 		return p.peerActivated(e)
 	case Unprotect:
 		return p.stopping(e.Reason)
+	case OperatorActivate:
+		return p.operator()
 	}
 	panic(fmt.Sprintf("ftengine: primary got %T", e))
 }
 
 func (p *Primary) sessionUp(e SessionUp) []Action {
-	if p.state == PrimaryHandedOver && !p.handedOver {
-		return p.handOver(e)
+	if p.state == PrimaryHandedOver {
+		return p.handOver(e) // again, when the session is not the one that was told
 	}
 	if p.claiming || p.unsure || p.guestDead {
 		// The answer decides under which generation we talk again.
@@ -247,7 +265,7 @@ func (p *Primary) sessionDown(e SessionDown) []Action {
 	case PrimaryStopping:
 		p.session, p.ready = false, false
 		if !p.armed {
-			return p.finish(p.reason)
+			return p.letGo(p.reason)
 		}
 		return p.claim(ToRevoke)
 	default:
@@ -278,7 +296,7 @@ func (p *Primary) redial(before ...Action) []Action {
 
 func (p *Primary) maybeCapture() []Action {
 	ok := p.ready && p.paceDue && !p.capturing &&
-		(p.state == PrimaryProtected || p.state == PrimarySyncing && p.captured == 0) &&
+		(p.state == PrimaryProtected || p.state == PrimarySyncing) &&
 		int(p.captured-p.acked) < p.limits.InFlight
 	if !ok {
 		return nil
@@ -315,13 +333,26 @@ func (p *Primary) captureFailed(e CaptureFailed) []Action {
 	}
 	stale := p.stale
 	p.capturing, p.stale = false, false
-	if !e.Fatal || p.guestDead || stale {
+	if p.guestDead || stale {
 		return p.maybeCapture() // when the pace says so
 	}
-	if p.session && p.state != PrimaryStopping {
-		return p.redial(ReopenCapture{}, CloseSession{})
+	var acts []Action
+	if e.Fatal {
+		acts = append(acts, ReopenCapture{})
 	}
-	return []Action{ReopenCapture{}}
+	if !p.ready {
+		return acts
+	}
+	// An acknowledgement of what was never sent whole is a peer's mistake.
+	wrong := p.early == p.captured+1
+	if p.captured == 0 && !wrong {
+		// The gate may hold already, and the backup has nothing at all.
+		acts = append(p.openGate(), acts...)
+	}
+	if e.Fatal || wrong {
+		return p.redial(append(acts, CloseSession{})...)
+	}
+	return append(acts, p.maybeCapture()...)
 }
 
 func (p *Primary) ackedEpoch(e Acked) []Action {
@@ -342,16 +373,23 @@ func (p *Primary) ackedEpoch(e Acked) []Action {
 		p.acked++
 		acts = append(acts, Release{p.acked})
 	}
-	acts = append(acts, SendReleased{p.acked})
 	return append(acts, p.maybeCapture()...)
 }
 
 func (p *Primary) rehearsed(e Rehearsed) []Action {
+	if p.state == PrimaryHandedOver && !e.OK {
+		return p.finish(p.reason + "; the backup cannot load this guest: " + e.Reason)
+	}
 	if p.state != PrimarySyncing {
 		return nil
 	}
 	if !e.OK {
-		return p.stopping("the backup cannot load this guest: " + e.Reason)
+		// It gave up for good before it said so.
+		return append(p.openGate(), p.stopping("the backup cannot load this guest: "+e.Reason)...)
+	}
+	if p.acked == 0 && p.early == 0 {
+		// Of what did it make one? A peer's mistake, not ours.
+		return p.redial(CloseSession{})
 	}
 	p.state = PrimaryProtected
 	return append([]Action{Persist{p.gen, "protected"}}, p.maybeCapture()...)

@@ -32,13 +32,14 @@ func (p *Primary) claimDone(e ClaimDone) []Action {
 		p.gen++
 		p.armed, p.fenced = false, false
 		p.state = PrimaryAlone
-		return p.unpause(Persist{p.gen, "alone"}, Connect{})
+		return p.unpause(Persist{p.gen, "alone"}, OpenGate{}, Connect{})
 	case Lost:
 		p.reason = "the backup won the right to run"
 		return p.fence()
 	case NeedOperator:
 		if p.fenced || !p.paused {
-			// Only a person can activate the backup: our guest runs on.
+			// Only a person can activate the backup: our guest runs on,
+			// and what it sends is held until a person decides.
 			// But one that the backup was seen to own stays paused
 			// until the backup, or a person here, says otherwise.
 			return []Action{Connect{}}
@@ -77,12 +78,29 @@ func (p *Primary) revoked(v Verdict) []Action {
 	case Won:
 		// The generation is used up: the next protection must not claim it.
 		p.gen++
-		return p.unpause(append([]Action{Persist{p.gen, "alone"}}, p.finish(p.reason)...)...)
+		return p.unpause(append([]Action{Persist{p.gen, "alone"}}, p.letGo(p.reason)...)...)
 	}
 	if !p.guestDead {
 		p.reason += "; the backup could not be told: do not activate it"
 	}
-	return p.unpause(p.finish(p.reason)...)
+	return p.unpause(p.letGo(p.reason)...)
+}
+
+// operator is a person's word on our host that our copy is to go on alone.
+func (p *Primary) operator() []Action {
+	switch {
+	case p.guestDead:
+		return []Action{Refuse{"the guest ended here; activate it on the backup's host"}}
+	case p.state == PrimaryUndecided && !p.session && !p.claiming:
+		return p.claim(ByOperator)
+	case p.claiming:
+		return []Action{Refuse{"a claim is under way; look again in a second"}}
+	case p.state == PrimaryFenced:
+		return []Action{Refuse{"the backup holds the right to run the guest; this copy is ended when it runs there"}}
+	case p.state == PrimaryStopping:
+		return []Action{Refuse{"the protection is being ended; the guest goes on here then"}}
+	}
+	return []Action{Refuse{"the guest already runs here, and nothing is to be decided"}}
 }
 
 func (p *Primary) retry(e Retry) []Action {
@@ -162,8 +180,11 @@ func (p *Primary) stopping(reason string) []Action {
 	}
 	handed := p.state == PrimaryHandedOver
 	p.reason = reason
-	if handed || !p.session && !p.armed && !p.claiming && !p.paused {
+	switch {
+	case handed:
 		return p.finish(reason)
+	case !p.session && !p.armed && !p.claiming && !p.paused:
+		return p.letGo(reason)
 	}
 	p.state, p.ready = PrimaryStopping, false
 	switch {
@@ -216,7 +237,27 @@ func (p *Primary) unpause(after ...Action) []Action {
 	return after
 }
 
+// openGate lets out what is held: no backup can go on from a checkpoint of
+// this guest any more.
+func (p *Primary) openGate() []Action {
+	if p.guestDead {
+		return nil
+	}
+	return []Action{OpenGate{}}
+}
+
+// letGo ends the protection of a guest that is ours. The session goes first: no
+// capture of it holds anything then.
+func (p *Primary) letGo(reason string) []Action {
+	p.stop(reason)
+	return append(append([]Action{CloseSession{}}, p.openGate()...), Finish{reason})
+}
+
 func (p *Primary) finish(reason string) []Action {
-	p.state, p.reason, p.ready, p.session = PrimaryStopped, reason, false, false
+	p.stop(reason)
 	return []Action{CloseSession{}, Finish{reason}}
+}
+
+func (p *Primary) stop(reason string) {
+	p.state, p.reason, p.ready, p.session = PrimaryStopped, reason, false, false
 }

@@ -22,7 +22,7 @@ func TestHolds(t *testing.T) {
 		{CommitDone{Epoch: 1}, 0, false, true},
 		{RehearseDone{OK: true}, 0, false, true},
 		{SessionDown{Silent}, 0, false, false}, // it claims: it holds nothing yet, and takes nobody in
-		{Retry{1}, 0, false, false},
+		{Retry{2}, 0, false, false},
 		{ClaimDone{5, Won}, 5, false, false},
 		{LoadDone{}, 5, false, false},
 		{ConfirmDone{}, 5, true, false}, // it was told to run
@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 	dealt := 0
 	Run(context.Background(), p, p.Start(), events, func(a Action) { did = append(did, show(a)) }, func() { dealt++ })
 	want := []string{"Persist Generation=1 Phase=connecting", "Connect", "SendSetup", "SendStandDown Reason=user", "RetryAfter Delay=10s",
-		"CloseSession", "Finish Reason=user"}
+		"CloseSession", "OpenGate", "Finish Reason=user"}
 	if !slices.Equal(did, want) || dealt != 4 || len(events) != 1 {
 		t.Errorf("did %q in %d steps, %d events left", did, dealt, len(events))
 	}
