@@ -10,10 +10,14 @@ func (a *app) activateCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "activate DOMAIN",
-		Short: "Run the standby of a domain on this host",
-		Long: `Run the standby of DOMAIN on this host, from its last committed epoch. This is
-the operator's decision that the other host does not run it and never will again
-in this generation: with the arbiter "manual" nobody else can know.
+		Short: "Let this host's copy of a domain go on alone",
+		Long: `Let this host's copy of DOMAIN go on alone. This is the operator's decision that
+the other host's copy does not run and never will again in this generation: with
+the arbiter "manual" nobody else can know.
+
+On the backup's host the standby runs on from its last committed epoch. On the
+primary's host the guest runs already, but what it sends waits while nobody knows
+whether the standby took over: from now on it is sent again.
 
 Refused while the other host answers, unless --force is given.`,
 		Args: cobra.ExactArgs(1),
@@ -26,7 +30,7 @@ Refused while the other host answers, unless --force is given.`,
 			if err := c.Activate(cmd.Context(), args[0], force); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s runs on this host\n", safeText(args[0]))
+			fmt.Fprintf(a.out, "%s runs on this host, alone\n", safeText(args[0]))
 			return nil
 		},
 	}

@@ -71,7 +71,7 @@ func (a *app) command() *cobra.Command {
 		"control socket of the daemon (default: $VIRT_FT_SOCKET, else that of the configuration)")
 	root.PersistentFlags().StringVar(&a.config, "config", config.DefaultPath, "configuration file")
 	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.eventsCommand(), a.manCommand(),
-		a.protectCommand(), a.statusCommand(), a.unprotectCommand(), a.versionCommand())
+		a.protectCommand(), a.setCommand(), a.statusCommand(), a.unprotectCommand(), a.versionCommand())
 	for _, cmd := range root.Commands() {
 		work := cmd.RunE
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -30,6 +30,7 @@ type scenario struct {
 	Hang       bool                `json:"hang"` // protect waits for its cancellation
 	CheckWords control.CheckReport `json:"check"`
 	Happened   []control.Event     `json:"events"`
+	Pacing     control.Pacing      `json:"pacing"`
 	Failure    *control.Error      `json:"failure"` // of every request but version
 
 	mu     sync.Mutex
@@ -97,6 +98,11 @@ func (s *scenario) Activate(_ context.Context, domain string, force bool) error 
 		return s.call("activate", domain, "force")
 	}
 	return s.call("activate", domain)
+}
+
+func (s *scenario) Set(_ context.Context, req control.SetRequest) (control.Pacing, error) {
+	b, _ := json.Marshal(req)
+	return req.Apply(s.Pacing), s.call("set", string(b))
 }
 
 func (s *scenario) Status(_ context.Context, domain string) ([]control.Status, error) {
@@ -179,10 +185,10 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 
 // isjson TYPE checks that standard output parses as that type, strictly.
 func isJSON(ts *testscript.TestScript, _ bool, args []string) {
-	types := map[string]any{"status": &[]control.Status{}, "check": &control.CheckReport{}}
+	types := map[string]any{"status": &[]control.Status{}, "check": &control.CheckReport{}, "pacing": &control.Pacing{}}
 	v, ok := types[strings.Join(args, " ")]
 	if !ok {
-		ts.Fatalf("usage: isjson status|check")
+		ts.Fatalf("usage: isjson status|check|pacing")
 	}
 	dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
 	dec.DisallowUnknownFields()

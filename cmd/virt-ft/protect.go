@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,24 +10,34 @@ import (
 
 func (a *app) protectCommand() *cobra.Command {
 	var req control.ProtectRequest
+	var pacing *pacingFlags
 	cmd := &cobra.Command{
 		Use:   "protect DOMAIN --to HOST",
 		Short: "Protect a running domain",
 		Long: `Protect the running DOMAIN: make a standby of it on HOST and keep it a few
 milliseconds behind. Nothing is changed in the guest, and it is not restarted.
 
+From its first checkpoint on, what the guest sends waits until the standby has
+what it depends on: nobody sees an answer that a failover would forget. So
+sending is what checkpoints are taken for, as often as --epoch-min allows, and
+every --epoch-idle otherwise; what is not given, the configuration says.
+
 Returns when the domain is protected; the daemon keeps it so. Interrupting the
 command before that cancels: the standby is removed and the guest runs on
 unprotected. With --detach the command returns once the copying has begun.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Domain = args[0]
+			change, err := pacing.change()
+			if err != nil {
+				return err
+			}
+			req.Domain, req.Pacing = args[0], change
 			return a.protect(cmd, req)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&req.To, "to", "", "the host that holds the standby: a peer of the configuration, or an address")
-	f.StringVar(&req.Epoch, "epoch", "", `time between checkpoints, such as "25ms" (default: that of the configuration)`)
+	pacing = newPacingFlags(f) // defaults: those of the configuration
 	f.StringVar(&req.Arbiter, "arbiter", "", `who decides after a loss of contact, "file" or "manual" (default: that of the configuration)`)
 	f.BoolVar(&req.DryRun, "dry-run", false, "only find out whether it could be done")
 	f.BoolVar(&req.Detach, "detach", false, "do not wait until the domain is protected")
@@ -37,11 +46,6 @@ unprotected. With --detach the command returns once the copying has begun.`,
 }
 
 func (a *app) protect(cmd *cobra.Command, req control.ProtectRequest) error {
-	if req.Epoch != "" {
-		if d, err := time.ParseDuration(req.Epoch); err != nil || d <= 0 {
-			return usageError("--epoch %s is not a duration such as 25ms", req.Epoch)
-		}
-	}
 	switch req.Arbiter {
 	case "", "file", "manual":
 	default:

@@ -137,12 +137,56 @@ func (a *app) printStatus(domain string, list []control.Status) {
 		}
 		rows = append(rows, []cell{{text: s.Domain}, {text: s.Role}, {text: state, colour: stateColour(s)}, {text: dash(s.Peer)},
 			{text: fmt.Sprint(s.Epoch.Committed)}, {text: millis(s.Pause.P50Ms)}, {text: millis(s.Pause.P99Ms)},
-			{text: ago(s)}, {text: dash(s.Output)}})
+			{text: ago(s)}, outputCell(s.Output)})
 	}
 	table(a.out, rows)
 	for _, s := range list {
 		a.printTroubles(s.Domain+": ", s)
 	}
+}
+
+// outputCell says in a word what becomes of a guest's output.
+func outputCell(o *control.OutputStatus) cell {
+	switch {
+	case o == nil:
+		return cell{text: "-"}
+	case o.Stalled != "":
+		return cell{text: "stalled", colour: red}
+	case o.Mode == control.OutputClosed:
+		return cell{text: o.Mode, colour: red}
+	}
+	return cell{text: o.Mode}
+}
+
+// outputText says in a line what becomes of a guest's output.
+func outputText(o *control.OutputStatus) string {
+	if o == nil {
+		return "-"
+	}
+	parts := []string{o.Mode}
+	if o.HeldFrames > 0 {
+		parts[0] += fmt.Sprintf(" %d frames (%s), the oldest for %s", o.HeldFrames, byteCount(float64(o.HeldBytes)), millis(max(o.OldestMs, 0.1)))
+	}
+	if o.Mode == control.OutputHolding {
+		lease := "lease over"
+		if o.LeaseMs > 0 {
+			lease = "lease for " + millis(max(o.LeaseMs, 0.1))
+		}
+		parts = append(parts, lease)
+	}
+	parts = append(parts, fmt.Sprintf("%d released", o.ReleasedFrames))
+	for _, c := range []struct {
+		count uint64
+		what  string
+	}{
+		{o.DroppedFull, "lost to a full queue"}, {o.DroppedLease, "refused without a lease"},
+		{o.InputsLogged, "inputs logged"}, {o.InputsSkipped, "inputs not logged"},
+	} {
+		if c.count > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", c.count, c.what))
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 func ago(s control.Status) string {
@@ -155,6 +199,9 @@ func ago(s control.Status) string {
 func (a *app) printTroubles(prefix string, s control.Status) {
 	for _, w := range s.Warnings {
 		fmt.Fprintf(a.out, "%s %s\n", a.out.paint(yellow, "warning:"), safeText(prefix+w))
+	}
+	if s.Output != nil && s.Output.Stalled != "" {
+		fmt.Fprintf(a.out, "%s %s\n", a.out.paint(red, "stalled:"), safeText(prefix+s.Output.Stalled))
 	}
 	if s.Error != "" {
 		fmt.Fprintf(a.out, "%s %s\n", a.out.paint(red, "error:"), safeText(prefix+s.Error))
@@ -183,11 +230,14 @@ func (a *app) printDetails(s control.Status) {
 	add("epoch", "", "%d captured, %d acknowledged, %d committed %s", s.Epoch.Captured, s.Epoch.Acked, s.Epoch.Committed,
 		strings.TrimPrefix(ago(s), "-"))
 	add("epoch interval", "", "%s", millis(s.EpochMs))
+	if s.Pacing != (control.Pacing{}) {
+		add("pacing", "", "%s", pacingText(s.Pacing))
+	}
 	add("pause", "", "p50 %s, p99 %s, last %s", millis(s.Pause.P50Ms), millis(s.Pause.P99Ms), millis(s.Pause.LastMs))
 	add("last epoch", "", "%d pages (%s)", s.DirtyPages, byteCount(float64(s.DirtyPages)*4096))
 	add("sent", "", "%s, now %s/s", byteCount(float64(s.BytesSent)), byteCount(s.RateBps))
 	add("memory", "", "%s", byteCount(float64(s.MemoryBytes)))
-	add("output", "", "%s", dash(s.Output))
+	add("output", outputCell(s.Output).colour, "%s", outputText(s.Output))
 	add("clock", "", "%s", dash(s.Clock))
 	if s.FailoverMs > 0 {
 		add("last failover", "", "took %s", millis(s.FailoverMs))

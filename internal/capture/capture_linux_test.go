@@ -56,6 +56,7 @@ func open(t testing.TB, g *qmptest.Guest, o Options) *Session {
 type replica struct {
 	blocks []guestram.Block
 	mem    [][]byte
+	taken  int // checkpoints
 }
 
 func newReplica(blocks []guestram.Block) *replica {
@@ -80,14 +81,28 @@ func (r *replica) apply(b *Batch) error {
 
 func (r *replica) checkpoint(t testing.TB, s *Session) *Checkpoint {
 	t.Helper()
-	c, err := s.Checkpoint(t.Context())
+	// Every second one hands its batch out early.
+	var batch *Batch
+	var early func(*Batch)
+	if r.taken++; r.taken%2 == 0 {
+		early = func(b *Batch) { batch = b }
+	}
+	c, err := s.Checkpoint(t.Context(), early)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if batch == nil {
+		batch = c.Batch
+	} else if c.Batch != nil {
+		t.Fatal("the batch was handed out twice")
 	}
 	if len(c.Device) < 8 || string(c.Device[:4]) != "QEVM" {
 		t.Fatalf("device state of %d bytes: %.8q", len(c.Device), c.Device)
 	}
-	if err := r.apply(c.Batch); err != nil {
+	if batch == nil { // nothing was written
+		return c
+	}
+	if err := r.apply(batch); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -302,7 +317,7 @@ func TestCaptureDoesNotInflateGuest(t *testing.T) {
 				if _, err := s.Live(t.Context(), func(b *Batch) error { b.Free(); return nil }); err != nil {
 					t.Fatal(err)
 				}
-				c, err := s.Checkpoint(t.Context())
+				c, err := s.Checkpoint(t.Context(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -342,7 +357,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if after := descriptors(t, g.PID); after != before {
 		t.Errorf("descriptors before:\n%s\nafter:\n%s", before, after)
 	}
-	if _, err := s.Checkpoint(t.Context()); !errors.Is(err, os.ErrClosed) {
+	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Checkpoint after Close: %v", err)
 	}
 	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", g.PID))
@@ -403,7 +418,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 		Args: [6]uint64{uint64(added.Fd), uint64(s.pipe.remote), unix.O_CLOEXEC}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context()); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 	if st := status(t, g); st != "running" {
@@ -424,7 +439,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 	if err := closeRemote(t.Context(), g.PID, s.pipe.remote); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context()); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 }

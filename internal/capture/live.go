@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/guestram"
@@ -100,7 +101,7 @@ func cut(dst, rs []guestram.Range, pages uint32) (head, rest []guestram.Range) {
 // Checkpoint is a guest at one instant: what its memory holds beyond the passes
 // before, and its devices.
 type Checkpoint struct {
-	Batch  *Batch
+	Batch  *Batch // nil if it was handed out early
 	Device []byte // what xen-save-devices-state wrote; not part of the Batch
 	Phases Phases
 }
@@ -131,7 +132,13 @@ type Phases struct {
 // Checkpoint. ctx is not looked at between pausing and resuming. At most 8
 // checkpoints may be out: Checkpoint waits, before the pause, until one is
 // freed.
-func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
+//
+// early, if not nil, gets the Batch as soon as it is copied, so that it can be
+// on its way while QEMU still writes its device state; it is called while the
+// guest is held, and must not block. Should the checkpoint fail after that, its
+// pages are part of the next one all the same: a later copy of a page is the
+// one that counts.
+func (s *Session) Checkpoint(ctx context.Context, early func(*Batch)) (*Checkpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -145,7 +152,7 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	c := &Checkpoint{}
 	rs := append(a.ranges[:0], s.carry...)
 	carried := len(rs)
-	n := 0
+	n, gone := 0, false
 	c.Device, err = s.underBrake(ctx, &c.Phases, func(overdue func() bool) (err error) {
 		if s.o.AtPause != nil {
 			s.o.AtPause()
@@ -160,16 +167,26 @@ func (s *Session) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 			n, err = s.copyPaused(rs, a.mem, overdue)
 		}
 		c.Phases.CopyNs = time.Since(start).Nanoseconds() - c.Phases.ScanNs
+		if err == nil && early != nil && n > 0 {
+			gone = true
+			own := slices.Clone(rs) // who has the batch may free it any time
+			early(a.batch(rs, n))
+			rs = own
+		}
 		return err
 	})
 	s.carry = s.carry[:0]
 	if err != nil {
 		s.keep(rs)
-		a.batch(rs, n).Free()
+		if !gone {
+			a.batch(rs, n).Free()
+		}
 		return nil, s.explain(fmt.Errorf("checkpoint: %w", err))
 	}
 	s.copiedBytes = n
-	c.Batch = a.batch(rs, n)
+	if !gone {
+		c.Batch = a.batch(rs, n)
+	}
 	c.Phases.Pages, c.Phases.DeviceBytes = n/guestram.PageSize, len(c.Device)
 	return c, nil
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -48,6 +49,7 @@ type Config struct {
 	Control    Control           `toml:"control"`
 	Transport  Transport         `toml:"transport"`
 	Epoch      Epoch             `toml:"epoch"`
+	Output     Output            `toml:"output"`
 	Heartbeat  Heartbeat         `toml:"heartbeat"`
 	Arbiter    Arbiter           `toml:"arbiter"`
 	Log        Log               `toml:"log"`
@@ -72,18 +74,32 @@ type Transport struct {
 
 // Epoch bounds how often and for how long a guest is paused.
 type Epoch struct {
-	Interval      time.Duration `toml:"interval"`        // between two checkpoints when nothing asks for one earlier
-	Min           time.Duration `toml:"min"`             // never two checkpoints closer than this
-	Max           time.Duration `toml:"max"`             // longest interval that `protect --epoch` may ask for
+	Min           time.Duration `toml:"min"`             // never two checkpoints closer than this, however much the guest sends
+	Idle          time.Duration `toml:"idle"`            // between two checkpoints of a guest that sends nothing
 	PauseMax      time.Duration `toml:"pause_max"`       // a checkpoint that takes longer is given up and the guest resumed
 	PauseShareMax float64       `toml:"pause_share_max"` // of the guest's time, 0 to 1
 	InFlight      int           `toml:"in_flight"`       // epochs on their way to the backup at once
+}
+
+// Output is about the frames that a guest sends, which are held until the backup
+// has what they depend on, and about those that it is sent.
+type Output struct {
+	QueueBytesMax  int           `toml:"queue_bytes_max"`  // held for one guest; what comes on top is lost
+	QueueFramesMax int           `toml:"queue_frames_max"` // the same, counted
+	HeldMax        time.Duration `toml:"held_max"`         // a backup that lets frames wait longer counts as lost; 0: never
+	LogInputs      bool          `toml:"log_inputs"`       // send the backup what arrives for the guest
+	InputBytesMax  int           `toml:"input_bytes_max"`  // logged for one epoch
+	OpenWithin     time.Duration `toml:"open_within"`      // for performing what is held when a protection ends
 }
 
 // Heartbeat decides when a peer counts as lost.
 type Heartbeat struct {
 	Period time.Duration `toml:"period"`
 	Limit  time.Duration `toml:"limit"` // without an answer for this long
+	// DaemonGrace is how long a backup waits for the return of a primary's daemon
+	// that closed the connection while its host answers, before it takes over.
+	// 0: it never does so for that.
+	DaemonGrace time.Duration `toml:"daemon_grace"`
 }
 
 // Arbiter says who decides which host may run a domain alone.
@@ -115,14 +131,20 @@ func Default() Config {
 			ClientKey:  "/etc/pki/libvirt/private/clientkey.pem",
 		},
 		Epoch: Epoch{
-			Interval:      25 * time.Millisecond,
 			Min:           2 * time.Millisecond,
-			Max:           time.Second,
+			Idle:          100 * time.Millisecond,
 			PauseMax:      time.Second,
 			PauseShareMax: 0.2,
 			InFlight:      4,
 		},
-		Heartbeat: Heartbeat{Period: 100 * time.Millisecond, Limit: 500 * time.Millisecond},
+		Output: Output{
+			QueueBytesMax:  64 << 20,
+			QueueFramesMax: 65536,
+			LogInputs:      true,
+			InputBytesMax:  1 << 20,
+			OpenWithin:     2 * time.Second,
+		},
+		Heartbeat: Heartbeat{Period: 100 * time.Millisecond, Limit: 500 * time.Millisecond, DaemonGrace: 5 * time.Second},
 		Log:       Log{Level: "info", Format: "text"},
 	}
 }
@@ -137,14 +159,17 @@ type Error struct {
 
 // Error implements error.
 func (e *Error) Error() string {
-	where := e.Path
-	if e.Line > 0 {
-		where = fmt.Sprintf("%s:%d", e.Path, e.Line)
+	var parts []string
+	switch {
+	case e.Line > 0:
+		parts = append(parts, fmt.Sprintf("%s:%d", e.Path, e.Line))
+	case e.Path != "": // of Validate: no file
+		parts = append(parts, e.Path)
 	}
-	if e.Key == "" {
-		return fmt.Sprintf("%s: %s", where, e.Why)
+	if e.Key != "" {
+		parts = append(parts, e.Key)
 	}
-	return fmt.Sprintf("%s: %s: %s", where, e.Key, e.Why)
+	return strings.Join(append(parts, e.Why), ": ")
 }
 
 // Load reads the file at path. A missing file at DefaultPath means all

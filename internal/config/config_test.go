@@ -65,9 +65,14 @@ func TestParse(t *testing.T) {
 	c, err := Parse("x", `
 host = "hostA"
 run_dir = "/run/lab-a"
-epoch = { interval = "10ms", in_flight = 2 }
+epoch = { min = "10ms", in_flight = 2 }
+[output]
+held_max = "3s"
+log_inputs = false
+queue_frames_max = 1000
 [heartbeat]
 limit = "2s"
+daemon_grace = "0s"
 [arbiter]
 kind = "file"
 dir = "/mnt/shared"
@@ -79,7 +84,8 @@ hostD = "[fe80::1%eth0]"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Epoch.Interval != 10*time.Millisecond || c.Epoch.InFlight != 2 || c.Epoch.Min != 2*time.Millisecond ||
+	if c.Epoch.Min != 10*time.Millisecond || c.Epoch.InFlight != 2 || c.Epoch.Idle != 100*time.Millisecond ||
+		c.Output != (Output{64 << 20, 1000, 3 * time.Second, false, 1 << 20, 2 * time.Second}) || c.Heartbeat.DaemonGrace != 0 ||
 		c.Heartbeat.Limit != 2*time.Second || c.Control.Socket != "/run/lab-a/control.sock" || c.Host != "hostA" {
 		t.Fatalf("%+v", c)
 	}
@@ -96,12 +102,23 @@ hostD = "[fe80::1%eth0]"
 func TestMistakesNameTheirLine(t *testing.T) {
 	for _, tc := range []struct{ text, want string }{
 		{"colour = 1\n", "x:1: colour: unknown key"},
-		{"\n[epoch]\ninterval = \"10ms\"\npause-max = \"1s\"\n", "x:4: epoch.pause-max: unknown key: did you mean epoch.pause_max?"},
-		{"interval = \"5ms\"\n", "x:1: interval: unknown key: did you mean epoch.interval?"},
+		{"\n[epoch]\nmin = \"10ms\"\npause-max = \"1s\"\n", "x:4: epoch.pause-max: unknown key: did you mean epoch.pause_max?"},
+		{"idle = \"5ms\"\n", "x:1: idle: unknown key: did you mean epoch.idle?"},
+		{"[epoch]\ninterval = \"5ms\"\n", "x:2: epoch.interval: unknown key"}, // of earlier versions
 		{"[wrong]\na = 1\nb = 2\n", "x:1: wrong: unknown key"},
-		{"[epoch]\n\ninterval = \"1us\"\n", "x:3: epoch.interval: 1µs is not between epoch.min (2ms) and epoch.max (1s)"},
-		{"[epoch]\ninterval = 25\n", "x:2: epoch.interval: 25ns is not between"},
-		{"[epoch]\ninterval = \"soon\"\n", "x:2: epoch.interval: "},
+		{"[epoch]\n\nidle = \"1us\"\n", "x:3: epoch.idle: 1µs is below epoch.min (2ms)"},
+		{"[epoch]\nidle = \"11s\"\n", "x:2: epoch.idle: 11s is above 10s"},
+		{"[epoch]\nmin = 25\n", "x:2: epoch.min: 25ns is below 1ms"},
+		{"[epoch]\nmin = \"200ms\"\n", "x:1: epoch.idle: 100ms is below epoch.min (200ms)"},
+		{"[epoch]\nidle = \"soon\"\n", "x:2: epoch.idle: "},
+		{"[output]\nqueue_bytes_max = 1000\n", "x:2: output.queue_bytes_max: 1000 is not between 1048576 and"},
+		{"[output]\n\nqueue_frames_max = -1\n", "x:3: output.queue_frames_max: -1 is not between 256 and"},
+		{"[output]\nheld_max = \"-1s\"\n", "x:2: output.held_max: -1s is neither 0"},
+		{"[output]\nheld_max = \"20ms\"\n", "x:2: output.held_max: 20ms is neither 0 (wait as long as it takes) nor between 50ms and 1h0m0s"},
+		{"[output]\ninput_bytes_max = 0\n", "x:2: output.input_bytes_max: 0 is not between"},
+		{"[output]\nopen_within = \"0s\"\n", "x:2: output.open_within: 0s is not between 100ms and 1m0s"},
+		{"[output]\nlog-inputs = true\n", "x:2: output.log-inputs: unknown key: did you mean output.log_inputs?"},
+		{"[heartbeat]\ndaemon_grace = \"-1s\"\n", "x:2: heartbeat.daemon_grace: -1s is not between 0 (never take over for that) and 10m0s"},
 		{"[epoch]\nin_flight = 0\n", "x:2: epoch.in_flight: 0 is not between 1 and 64"},
 		{"epoch.pause_share_max = 1.5\n", "x:1: epoch.pause_share_max: 1.5 is not above 0 and at most 0.9"},
 		{"[heartbeat]\nlimit = \"200ms\"\n", "x:2: heartbeat.limit: 200ms is less than 3 periods of 100ms"},
@@ -133,6 +150,18 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("not all mistakes are reported: %v", err)
 		}
+	}
+}
+
+// What the daemon checks by itself has no file to name.
+func TestValidate(t *testing.T) {
+	c, err := Parse("x", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Epoch.Idle = time.Minute
+	if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "epoch.idle: 1m0s is above 10s") {
+		t.Fatal(err)
 	}
 }
 

@@ -14,13 +14,24 @@ import (
 // Bounds of values. Each says in its message why it is there.
 const (
 	epochMinFloor      = time.Millisecond
-	epochMaxCeiling    = 10 * time.Second
+	epochIdleCeiling   = 10 * time.Second
 	pauseMaxCeiling    = 10 * time.Second
 	pauseShareCeiling  = 0.9
 	inFlightMax        = 64
 	heartbeatFloor     = 10 * time.Millisecond
 	heartbeatCeiling   = time.Minute
 	heartbeatsPerLimit = 3
+	daemonGraceCeiling = 10 * time.Minute
+	queueBytesFloor    = 1 << 20 // a few of the largest frames
+	queueBytesCeiling  = 16 << 30
+	queueFramesFloor   = 256 // a virtio ring
+	queueFramesCeiling = 16 << 20
+	heldMaxFloor       = 50 * time.Millisecond
+	heldMaxCeiling     = time.Hour
+	inputBytesFloor    = 128 << 10
+	inputBytesCeiling  = 64 << 20
+	openWithinFloor    = 100 * time.Millisecond
+	openWithinCeiling  = time.Minute
 	socketPathMax      = 107 // sun_path less its NUL
 	nameMax            = 64
 	peersMax           = 256
@@ -56,6 +67,7 @@ func (c Config) mistakes() []*Error {
 		"path has %d bytes, a Unix socket's may have %d", len(c.Control.Socket), socketPathMax)
 	c.Transport.check(k)
 	c.Epoch.check(k)
+	c.Output.check(k)
 	c.Heartbeat.check(k)
 	c.Arbiter.check(k)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -96,10 +108,9 @@ func (t Transport) check(k *checker) {
 func (e Epoch) check(k *checker) {
 	k.require(e.Min >= epochMinFloor, "epoch.min",
 		"%s is below %s: a checkpoint takes longer than that", e.Min, epochMinFloor)
-	k.require(e.Max <= epochMaxCeiling, "epoch.max",
-		"%s is above %s: the guest's output waits for the end of its epoch", e.Max, epochMaxCeiling)
-	k.require(e.Interval >= e.Min && e.Interval <= e.Max, "epoch.interval",
-		"%s is not between epoch.min (%s) and epoch.max (%s)", e.Interval, e.Min, e.Max)
+	k.require(e.Idle >= e.Min, "epoch.idle", "%s is below epoch.min (%s)", e.Idle, e.Min)
+	k.require(e.Idle <= epochIdleCeiling, "epoch.idle",
+		"%s is above %s: as much of the guest's work is lost at a failover", e.Idle, epochIdleCeiling)
 	k.require(e.PauseMax > 0 && e.PauseMax <= pauseMaxCeiling, "epoch.pause_max",
 		"%s is not above 0 and at most %s", e.PauseMax, pauseMaxCeiling)
 	k.require(e.PauseShareMax > 0 && e.PauseShareMax <= pauseShareCeiling, "epoch.pause_share_max",
@@ -113,6 +124,21 @@ func (h Heartbeat) check(k *checker) {
 	k.require(h.Limit >= heartbeatsPerLimit*h.Period, "heartbeat.limit",
 		"%s is less than %d periods of %s: a single late answer would count as a lost host", h.Limit, heartbeatsPerLimit, h.Period)
 	k.require(h.Limit <= heartbeatCeiling, "heartbeat.limit", "%s is above %s", h.Limit, heartbeatCeiling)
+	k.require(h.DaemonGrace >= 0 && h.DaemonGrace <= daemonGraceCeiling, "heartbeat.daemon_grace",
+		"%s is not between 0 (never take over for that) and %s", h.DaemonGrace, daemonGraceCeiling)
+}
+
+func (o Output) check(k *checker) {
+	k.require(o.QueueBytesMax >= queueBytesFloor && o.QueueBytesMax <= queueBytesCeiling, "output.queue_bytes_max",
+		"%d is not between %d and %d", o.QueueBytesMax, queueBytesFloor, queueBytesCeiling)
+	k.require(o.QueueFramesMax >= queueFramesFloor && o.QueueFramesMax <= queueFramesCeiling, "output.queue_frames_max",
+		"%d is not between %d and %d", o.QueueFramesMax, queueFramesFloor, queueFramesCeiling)
+	k.require(o.HeldMax == 0 || o.HeldMax >= heldMaxFloor && o.HeldMax <= heldMaxCeiling, "output.held_max",
+		"%s is neither 0 (wait as long as it takes) nor between %s and %s", o.HeldMax, heldMaxFloor, heldMaxCeiling)
+	k.require(o.InputBytesMax >= inputBytesFloor && o.InputBytesMax <= inputBytesCeiling, "output.input_bytes_max",
+		"%d is not between %d and %d; with log_inputs = false nothing is logged", o.InputBytesMax, inputBytesFloor, inputBytesCeiling)
+	k.require(o.OpenWithin >= openWithinFloor && o.OpenWithin <= openWithinCeiling, "output.open_within",
+		"%s is not between %s and %s", o.OpenWithin, openWithinFloor, openWithinCeiling)
 }
 
 func (a Arbiter) check(k *checker) {

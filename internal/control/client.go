@@ -64,7 +64,13 @@ func (c *Client) Unprotect(ctx context.Context, domain string) error {
 	return c.call(ctx, http.MethodPost, "unprotect", nil, DomainRequest{Domain: domain}, &struct{}{})
 }
 
-// Activate runs a standby.
+// Set changes the pacing of a domain and returns what is in force then.
+func (c *Client) Set(ctx context.Context, req SetRequest) (Pacing, error) {
+	var p Pacing
+	return p, c.call(ctx, http.MethodPost, "set", nil, req, &p)
+}
+
+// Activate lets this host's copy of a domain go on alone.
 func (c *Client) Activate(ctx context.Context, domain string, force bool) error {
 	return c.call(ctx, http.MethodPost, "activate", nil, DomainRequest{Domain: domain, Force: force}, &struct{}{})
 }

@@ -43,6 +43,10 @@ func (s *scripted) Activate(_ context.Context, domain string, force bool) error 
 	s.note("activate %s %v", domain, force)
 	return nil
 }
+func (s *scripted) Set(_ context.Context, req SetRequest) (Pacing, error) {
+	s.note("set %s", req.Domain)
+	return req.Apply(Pacing{MinNs: 2e6, IdleNs: 1e8, PauseShareMax: 0.2, HeldMaxNs: 1e9}), nil
+}
 func (s *scripted) Status(_ context.Context, domain string) ([]Status, error) {
 	return s.status(domain)
 }
@@ -76,7 +80,7 @@ func serve(t *testing.T, svc Service, log *slog.Logger) (*Client, *Server) {
 
 func TestRoundTrips(t *testing.T) {
 	want := []Status{{Domain: "web1", Role: RolePrimary, State: StateProtected, Generation: 3,
-		Epoch: EpochStatus{3, 2, 1}, Sync: &SyncStatus{DoneBytes: 1}, Since: time.Unix(1, 0).UTC(), Warnings: []string{"w"}}}
+		Epoch: EpochStatus{3, 2, 1}, Sync: &SyncStatus{DoneBytes: 1}, Pacing: Pacing{1, 2, 0.5, 3}, Output: &OutputStatus{Mode: OutputHolding, Stalled: "x"}, Since: time.Unix(1, 0).UTC(), Warnings: []string{"w"}}}
 	svc := &scripted{status: func(domain string) ([]Status, error) {
 		if domain == "" {
 			return nil, nil
@@ -101,7 +105,22 @@ func TestRoundTrips(t *testing.T) {
 	if err := errors.Join(c.Unprotect(ctx, "x"), c.Activate(ctx, "y", true)); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(svc.calls, ", "); got != "unprotect x, activate y true" {
+	share, zero := 0.5, int64(0)
+	for _, tc := range []struct {
+		change PacingChange
+		want   Pacing
+	}{
+		{PacingChange{}, Pacing{2e6, 1e8, 0.2, 1e9}},
+		{PacingChange{PauseShareMax: &share, HeldMaxNs: &zero}, Pacing{2e6, 1e8, 0.5, 0}}, // 0 is a value, not an absence
+	} {
+		if got, err := c.Set(ctx, SetRequest{Domain: "z", PacingChange: tc.change}); err != nil || got != tc.want {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+	if _, err := c.Set(ctx, SetRequest{}); !isCode(err, CodeInvalid) {
+		t.Fatalf("set of no domain: %v", err)
+	}
+	if got := strings.Join(svc.calls, ", "); got != "unprotect x, activate y true, set z, set z" {
 		t.Fatal(got)
 	}
 	if got := logged.String(); !strings.Contains(got, fmt.Sprintf("uid=%d pid=%d", os.Getuid(), os.Getpid())) {

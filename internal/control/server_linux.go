@@ -54,6 +54,7 @@ func NewServer(svc Service, o ServerOptions) *Server {
 	mux.HandleFunc("POST /v1/protect", s.protect)
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/activate", s.activate)
+	mux.HandleFunc("POST /v1/set", s.set)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, Errorf(CodeInvalid, "use a virt-ft command of the daemon's own version",
 			"no such request: %s %s", r.Method, r.URL.Path))
@@ -156,6 +157,19 @@ func (s *Server) unprotect(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) activate(w http.ResponseWriter, r *http.Request) {
 	s.domainRequest(w, r, func(req DomainRequest) error { return s.svc.Activate(r.Context(), req.Domain, req.Force) })
+}
+
+func (s *Server) set(w http.ResponseWriter, r *http.Request) {
+	var req SetRequest
+	var now Pacing
+	err := decodeBody(r, &req)
+	if err == nil && req.Domain == "" {
+		err = Errorf(CodeInvalid, "", "no domain named")
+	}
+	if err == nil {
+		now, err = s.svc.Set(r.Context(), req)
+	}
+	s.answer(w, r, now, err)
 }
 
 func (s *Server) domainRequest(w http.ResponseWriter, r *http.Request, do func(DomainRequest) error) {

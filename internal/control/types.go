@@ -10,6 +10,7 @@
 //	POST /v1/protect              ProtectRequest; one ProgressLine per line
 //	POST /v1/unprotect            DomainRequest
 //	POST /v1/activate             DomainRequest
+//	POST /v1/set                  SetRequest; Pacing
 //
 // Errors are an Error object with an HTTP status other than 200, or in a stream
 // the last line. Closing the connection of a protect cancels it.
@@ -32,9 +33,14 @@ type Service interface {
 	Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error
 	// Unprotect ends a protection; the guest runs on unprotected.
 	Unprotect(ctx context.Context, domain string) error
-	// Activate runs the standby of a domain here by the operator's decision.
-	// force skips the check that the peer cannot be reached.
+	// Activate lets this host's copy of a domain go on alone, by the operator's
+	// decision: the standby, or on the primary the guest itself, whose output
+	// waits while nobody knows whether the standby runs. force skips the check
+	// that the peer cannot be reached.
 	Activate(ctx context.Context, domain string, force bool) error
+	// Set changes the pacing of a domain that this host is the primary of, at
+	// once and until the protection ends, and returns what is in force then.
+	Set(ctx context.Context, req SetRequest) (Pacing, error)
 	// Status describes one domain (by name or UUID), or all when domain is
 	// empty. A domain that is not protected is an Error with CodeNotProtected.
 	Status(ctx context.Context, domain string) ([]Status, error)
@@ -51,11 +57,12 @@ type Service interface {
 
 // ProtectRequest asks for a domain to be protected.
 type ProtectRequest struct {
-	Domain  string `json:"domain"`            // name or UUID
-	To      string `json:"to"`                // peer, by name or address
-	Epoch   string `json:"epoch,omitempty"`   // interval such as "25ms"; empty: the daemon's default
-	Arbiter string `json:"arbiter,omitempty"` // "file" or "manual"; empty: the daemon's default
-	DryRun  bool   `json:"dry_run,omitempty"` // only find out whether it could be done
+	Domain string `json:"domain"` // name or UUID
+	To     string `json:"to"`     // peer, by name or address
+	// Pacing replaces what the daemon's configuration says.
+	Pacing  PacingChange `json:"pacing,omitzero"`
+	Arbiter string       `json:"arbiter,omitempty"` // "file" or "manual"; empty: the daemon's default
+	DryRun  bool         `json:"dry_run,omitempty"` // only find out whether it could be done
 	// Detach lets the initial sync go on when the connection closes. The
 	// answer comes with the first progress.
 	Detach bool `json:"detach,omitempty"`
@@ -65,6 +72,48 @@ type ProtectRequest struct {
 type DomainRequest struct {
 	Domain string `json:"domain"`
 	Force  bool   `json:"force,omitempty"` // activate only
+}
+
+// Pacing is how often and for how long checkpoints may stop a guest, and how
+// long its output may wait for them.
+type Pacing struct {
+	MinNs         int64   `json:"min_ns"`          // nanoseconds: never two checkpoints closer than this
+	IdleNs        int64   `json:"idle_ns"`         // nanoseconds: between checkpoints of a guest that sends nothing
+	PauseShareMax float64 `json:"pause_share_max"` // of the guest's time, above 0 and below 1
+	HeldMaxNs     int64   `json:"held_max_ns"`     // nanoseconds a frame may wait before the backup counts as lost; 0: any time
+}
+
+// PacingChange is a change of a Pacing. What is nil stays as it is.
+type PacingChange struct {
+	MinNs         *int64   `json:"min_ns,omitempty"`
+	IdleNs        *int64   `json:"idle_ns,omitempty"`
+	PauseShareMax *float64 `json:"pause_share_max,omitempty"`
+	HeldMaxNs     *int64   `json:"held_max_ns,omitempty"`
+}
+
+// Apply returns p with the change made. Whether the values make sense is the
+// daemon's to say.
+func (c PacingChange) Apply(p Pacing) Pacing {
+	if c.MinNs != nil {
+		p.MinNs = *c.MinNs
+	}
+	if c.IdleNs != nil {
+		p.IdleNs = *c.IdleNs
+	}
+	if c.PauseShareMax != nil {
+		p.PauseShareMax = *c.PauseShareMax
+	}
+	if c.HeldMaxNs != nil {
+		p.HeldMaxNs = *c.HeldMaxNs
+	}
+	return p
+}
+
+// SetRequest changes the pacing of a protected domain. A request that changes
+// nothing only asks for the values in force.
+type SetRequest struct {
+	Domain string `json:"domain"` // name or UUID
+	PacingChange
 }
 
 // Roles of a host for a domain.
@@ -93,7 +142,8 @@ type Status struct {
 	Arbiter    string      `json:"arbiter,omitempty"`
 	Since      time.Time   `json:"since"` // of this state
 	Epoch      EpochStatus `json:"epoch"`
-	EpochMs    float64     `json:"epoch_ms"` // configured interval
+	EpochMs    float64     `json:"epoch_ms"` // between two checkpoints, recently
+	Pacing     Pacing      `json:"pacing"`   // in force; primary only
 	Pause      PauseStatus `json:"pause"`
 	DirtyPages int         `json:"dirty_pages"` // of 4 KiB, in the last epoch
 	BytesSent  uint64      `json:"bytes_sent"`
@@ -101,12 +151,13 @@ type Status struct {
 	// Sync is set while the initial sync, or a resync, is under way.
 	Sync            *SyncStatus `json:"sync,omitempty"`
 	LastCommitAgeMs float64     `json:"last_commit_age_ms"`
-	Output          string      `json:"output"` // what is held until commit, such as "not held"
-	Clock           string      `json:"clock"`
-	MemoryBytes     uint64      `json:"memory_bytes"`
-	FailoverMs      float64     `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
-	Warnings        []string    `json:"warnings,omitempty"`
-	Error           string      `json:"error,omitempty"`
+	// Output tells of the gate before the guest's network; nil where there is none.
+	Output      *OutputStatus `json:"output,omitempty"`
+	Clock       string        `json:"clock"`
+	MemoryBytes uint64        `json:"memory_bytes"`
+	FailoverMs  float64       `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
+	Warnings    []string      `json:"warnings,omitempty"`
+	Error       string        `json:"error,omitempty"`
 }
 
 // EpochStatus counts epochs from 1 within a generation.
@@ -121,6 +172,29 @@ type PauseStatus struct {
 	P50Ms  float64 `json:"p50_ms"`
 	P99Ms  float64 `json:"p99_ms"`
 	LastMs float64 `json:"last_ms"`
+}
+
+// Modes of the gate before a guest's network.
+const (
+	OutputPassing = "passing" // frames flow, as before the first checkpoint
+	OutputHolding = "holding" // frames wait for the backup's acknowledgement of their epoch
+	OutputClosed  = "closed"  // nothing leaves: another host may run this guest
+)
+
+// OutputStatus is the state of the gate before a guest's network. Frames and
+// inputs are counted since the protection began.
+type OutputStatus struct {
+	Mode           string  `json:"mode"`        // OutputPassing, OutputHolding or OutputClosed
+	HeldFrames     uint64  `json:"held_frames"` // now
+	HeldBytes      uint64  `json:"held_bytes"`  // now
+	OldestMs       float64 `json:"oldest_ms"`   // for how long the oldest of them has waited
+	ReleasedFrames uint64  `json:"released_frames"`
+	DroppedFull    uint64  `json:"dropped_full"`  // frames, because the queue was full
+	DroppedLease   uint64  `json:"dropped_lease"` // times the kernel refused a frame because the lease was over; it stays held
+	InputsLogged   uint64  `json:"inputs_logged"` // frames
+	InputsSkipped  uint64  `json:"inputs_skipped"`
+	LeaseMs        float64 `json:"lease_ms"`          // left of the right to release
+	Stalled        string  `json:"stalled,omitempty"` // why held frames do not leave; empty while they do
 }
 
 // SyncStatus is the progress of copying a guest's whole memory.

@@ -4,18 +4,20 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
-// workMax bounds the queue of slow work of one backup; the machine never asks
-// for more than the epochs in flight and a handful of standby changes.
-const workMax = 256
+// workMax bounds the queue of slow work of one backup: commits that wait for a
+// rehearsal, stagedEpochsMax at most, and a handful of standby changes.
+const workMax = stagedEpochsMax + 256
 
 // backup runs the machine of a guest that lives on the peer. All slow work on
 // the standby (making, committing, rehearsing, loading) is done by one
@@ -36,27 +38,27 @@ type backup struct {
 	standby *virt.Standby
 	img     *image
 	device  []byte // device state of the last committed epoch
+	gate    *netgate.Gate
+
+	kept     *kept
+	destroys atomic.Int64  // how often the standby's end was asked for
+	closed   atomic.Bool   // no session may begin: a claim is under way
+	applied  atomic.Uint64 // the last epoch that is in the standby's memory
 
 	holdMu sync.Mutex // guards what Admit looks at
 	accept func(ftengine.Generation) bool
 	holds  ftengine.Generation
 	runs   bool
 
-	started   time.Time // of an activation
+	leaseEnds atomic.Pointer[time.Time] // of the primary, in the last session; CLOCK_BOOTTIME
+	started   time.Time                 // of an activation
 	failover  time.Duration
 	committed statMark
-	operator  chan operatorAsk
-}
-
-// operatorAsk is virt-ft activate on its way to the machine.
-type operatorAsk struct {
-	force bool
-	reply chan error
 }
 
 func newBackup(d *Daemon, m marker, arb arbiter.Arbiter) *backup {
 	b := &backup{m: ftengine.NewBackup(d.limits()), work: make(chan func(), workMax),
-		stage: map[ftengine.Epoch]*stagedEpoch{}, operator: make(chan operatorAsk, 1)}
+		stage: map[ftengine.Epoch]*stagedEpoch{}, kept: newKept()}
 	b.init(d.ctx, d, m, arb)
 	b.snapshot()
 	return b
@@ -115,6 +117,7 @@ func (b *backup) drainWork() {
 				b.img.close()
 				b.img = nil
 			}
+			b.closeGate()
 			b.dropStaged(0)
 			return
 		}
@@ -135,6 +138,7 @@ func (b *backup) do(a ftengine.Action) {
 	case ftengine.RemakeStandby:
 		b.later(b.remakeStandby)
 	case ftengine.DestroyStandby:
+		b.destroys.Add(1)
 		b.later(b.destroyStandby)
 	case ftengine.Commit:
 		b.later(func() { b.commit(a.Epoch) })
@@ -157,10 +161,11 @@ func (b *backup) do(a ftengine.Action) {
 		b.later(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
 	case ftengine.DropUncommitted:
 		b.dropStaged(b.m.Acked())
+		b.kept.drop(b.m.Acked())
 	case ftengine.PerformOutputs:
-		// Frames are not held yet; DESIGN §5 is the next issue.
+		b.later(func() { b.performOutputs(a.From, a.To) })
 	case ftengine.Claim:
-		b.claim(a)
+		b.claimAfterLease(a)
 	case ftengine.Withdraw:
 		b.withdraw(a.Generation)
 	case ftengine.Confirm:
@@ -176,6 +181,26 @@ func (b *backup) do(a ftengine.Action) {
 	default:
 		panic(fmt.Sprintf("daemon: backup cannot %T", a))
 	}
+}
+
+// leaseMargin is what two clocks may drift apart over one lease, generously.
+const leaseMargin = 5 * time.Millisecond
+
+// claimAfterLease asks the arbiter when the primary's lease is surely over: it
+// may still perform outputs of older epochs until then, also when its daemon is
+// dead or frozen. One that handed over has sealed its gate before.
+func (b *backup) claimAfterLease(a ftengine.Claim) {
+	if a.Because != ftengine.HandedOver {
+		// A session that was let in a moment ago would extend the lease.
+		b.closed.Store(true)
+		b.dropSession()
+		b.inTurn(func() {
+			if ends := b.leaseEnds.Load(); ends != nil {
+				afterOrDone(b.ctx, ends.Add(leaseMargin).Sub(replica.Boottime()))
+			}
+		})
+	}
+	b.claim(a)
 }
 
 func (b *backup) finish(reason string) {
@@ -199,34 +224,6 @@ func (b *backup) confirm(gen ftengine.Generation) {
 	b.post(ftengine.ConfirmDone{Err: text})
 }
 
-// activate is virt-ft activate: it waits until the guest runs or it is clear
-// that it will not.
-func (b *backup) activate(ctx context.Context, force bool) error {
-	ask := operatorAsk{force, make(chan error, 1)}
-	select {
-	case b.operator <- ask:
-	default:
-		return fmt.Errorf("another activation of %s is under way", b.name)
-	}
-	b.post(ftengine.OperatorActivate{Force: force})
-	select {
-	case err := <-ask.reply:
-		return err
-	case <-b.done:
-		return fmt.Errorf("the protection of %s ended", b.name)
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (b *backup) answerOperator(err error) {
-	select {
-	case ask := <-b.operator:
-		ask.reply <- err
-	default:
-	}
-}
-
 // active tells whether the guest runs here.
 func (b *backup) active() bool {
 	b.holdMu.Lock()
@@ -246,6 +243,9 @@ func (b *backup) idle() bool {
 func (b *backup) snapshot() {
 	holds, runs := b.m.Holds()
 	state, gen := b.m.State(), b.m.Generation()
+	if state != ftengine.BackupClaiming {
+		b.closed.Store(false)
+	}
 	b.holdMu.Lock()
 	b.holds, b.runs = holds, runs
 	b.accept = func(g ftengine.Generation) bool {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/vmstate"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -31,6 +32,15 @@ type stagedEpoch struct {
 	device  []byte
 	pages   uint64
 	bytes   uint64
+	outputs []replica.Packet
+}
+
+// staged is how many bytes of pages wait to be applied.
+func (s *stagedEpoch) staged() (n uint64) {
+	for _, x := range s.batches {
+		n += uint64(len(x.data))
+	}
+	return n
 }
 
 type stagedBatch struct {
@@ -70,8 +80,7 @@ func (in *inbound) fail(err error) {
 		return
 	}
 	in.dead = true
-	in.cancel()
-	in.s.Close()
+	in.close()
 	if in.b.ctx.Err() == nil {
 		in.b.log.Warn("connection to the primary lost", "err", err)
 	}
@@ -95,6 +104,10 @@ func (b *backup) serve(s *replica.Session) {
 	old := b.sess
 	b.sess = in
 	b.sessMu.Unlock()
+	if b.closed.Load() {
+		b.dropSession()
+		return
+	}
 	if old != nil {
 		old.fail(fmt.Errorf("the primary began a new session: %w", replica.ErrPeerClosed))
 		old.wg.Wait()
@@ -123,8 +136,16 @@ func (b *backup) dropSession() {
 	in.mu.Lock()
 	in.dead = true
 	in.mu.Unlock()
+	in.close()
+}
+
+// close ends the connections and notes until when the primary may think that
+// it holds its lease: from here on none of its heartbeats is answered.
+func (in *inbound) close() {
 	in.cancel()
 	in.s.Close()
+	ends := in.beat.PeerLeaseEnds()
+	in.b.leaseEnds.Store(&ends)
 }
 
 func (b *backup) current() *inbound {
@@ -171,7 +192,10 @@ func (in *inbound) readControl() error {
 			if err := in.begin(m, f.Generation); err != nil {
 				return err
 			}
+		case *replica.Input:
+			in.b.kept.log(ftengine.Epoch(f.Epoch), m.Packets)
 		case *replica.Released:
+			in.b.kept.released(ftengine.Epoch(f.Epoch))
 			in.post(ftengine.ReleasedTo{Epoch: ftengine.Epoch(f.Epoch)})
 		case *replica.GuestDead:
 			in.post(ftengine.GuestDead{Reason: m.Reason})
@@ -217,6 +241,11 @@ func (in *inbound) readData() error {
 	}
 	next, cur := ftengine.Epoch(1), &stagedEpoch{}
 	for {
+		if cur.pages == 0 {
+			if err := in.b.kept.waitRoom(in.ctx); err != nil {
+				return err
+			}
+		}
 		f, err := in.s.Data.RecvPages(in.ctx, in.b.d.pool.get)
 		if err != nil {
 			return err
@@ -234,14 +263,21 @@ func (in *inbound) readData() error {
 				return fmt.Errorf("the device state of epoch %d is cut off: %w", next, replica.ErrMalformed)
 			}
 			cur.device = m.Blob
+		case *replica.Output:
+			cur.outputs = append(cur.outputs, m.Packets...)
+			if n, limit := len(cur.outputs), in.b.d.cfg.Output.QueueFramesMax+netgate.NICsMax; n > limit {
+				return fmt.Errorf("epoch %d has more than %d frames of output, which is output.queue_frames_max of this host: set it as on the primary", next, limit)
+			}
 		case *replica.EpochEnd:
-			if cur.pages != m.Pages || cur.device == nil {
-				return fmt.Errorf("epoch %d ends with %d pages of %d, device state %v: %w", next, cur.pages, m.Pages, cur.device != nil, replica.ErrMalformed)
+			if cur.pages != m.Pages || cur.device == nil || uint64(len(cur.outputs)) != m.Packets {
+				return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, device state %v: %w",
+					next, cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.device != nil, replica.ErrMalformed)
 			}
 			b := in.b
 			b.stageMu.Lock()
 			b.stage[next] = cur
 			b.stageMu.Unlock()
+			b.kept.stage(next, cur.staged(), cur.outputs)
 			in.post(ftengine.Staged{Epoch: next})
 			next, cur = next+1, &stagedEpoch{}
 		default:
@@ -306,6 +342,7 @@ func (b *backup) dropStaged(keep ftengine.Epoch) {
 }
 
 func (b *backup) free(s *stagedEpoch) {
+	b.kept.applied(s.staged())
 	for _, x := range s.batches {
 		b.d.pool.put(x.data)
 	}

@@ -33,7 +33,9 @@ func (b *backup) makeStandby() {
 	if err == nil {
 		b.standby, b.img = st, img
 		b.watchStandby(st)
-	} else {
+		err = b.openGate(st)
+	}
+	if err != nil {
 		b.log.Error("the standby cannot be made", "err", err)
 	}
 	b.post(ftengine.StandbyMade{Err: text(err)})
@@ -162,6 +164,7 @@ func destroyAway(ctx context.Context, dom *virt.Domain) error {
 }
 
 func (b *backup) destroyStandby() {
+	b.closeGate()
 	if b.standby != nil {
 		b.end(b.standby)
 		b.standby = nil
@@ -201,7 +204,8 @@ func (b *backup) remakeStandby() {
 		old.close()
 		b.standby, b.img = st, img
 		b.watchStandby(st)
-		b.log.Info("the standby was made again from the memory that was kept")
+		err = b.openGate(st)
+		b.log.Info("the standby was made again from the memory that was kept", "err", err)
 	}
 	b.post(ftengine.StandbyMade{Err: text(err)})
 }
@@ -259,6 +263,8 @@ func (b *backup) commit(epoch ftengine.Epoch) {
 	}
 	if err == nil {
 		b.device = s.device
+		b.applied.Store(uint64(epoch))
+		b.kept.committed(epoch)
 		b.committed.now()
 		b.async(func() { b.tellCommitted(epoch) })
 	}
@@ -294,25 +300,29 @@ func (b *backup) tellCommitted(epoch ftengine.Epoch) {
 // same XML: a stream that QEMU does not accept would otherwise be noticed
 // only when it is too late.
 func (b *backup) rehearse() {
-	start := time.Now()
-	err := b.rehearseScratch()
+	start, asked := time.Now(), b.destroys.Load()
+	// Also when the primary is gone by now: this may be the last copy.
+	wanted := func() bool { return b.destroys.Load() == asked }
+	err := b.rehearseScratch(wanted)
 	if err != nil {
 		b.log.Error("the rehearsal failed", "err", err)
 	} else {
 		b.log.Info("rehearsed", "took", time.Since(start))
 	}
-	b.post(ftengine.RehearseDone{OK: err == nil, Reason: text(err)})
+	if wanted() {
+		b.post(ftengine.RehearseDone{OK: err == nil, Reason: text(err)})
+	}
 }
 
 // rehearsalsMax bounds how often a rehearsal is begun again that ended without
 // QEMU's word on the checkpoint: libvirtd may have been away.
 const rehearsalsMax = 3
 
-func (b *backup) rehearseScratch() (err error) {
+func (b *backup) rehearseScratch(wanted func() bool) (err error) {
 	for range rehearsalsMax {
-		err = b.rehearseOnce()
+		err = b.rehearseOnce(wanted)
 		var refused *virt.LoadError
-		if err == nil || errors.As(err, &refused) || !b.connected() {
+		if err == nil || errors.As(err, &refused) || !wanted() {
 			break
 		}
 		b.log.Warn("the rehearsal was cut short; beginning again", "err", err)
@@ -320,12 +330,12 @@ func (b *backup) rehearseScratch() (err error) {
 	return err
 }
 
-func (b *backup) rehearseOnce() error {
+func (b *backup) rehearseOnce(wanted func() bool) error {
 	if b.img == nil {
 		return errors.New("the standby is gone")
 	}
 	name, uuid := b.name+"-virt-ft-rehearsal", randomUUID()
-	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
+	st, img, err := b.newStandby(wanted, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
 	if err != nil {
 		return err
 	}
@@ -372,7 +382,7 @@ func (b *backup) resume() {
 	defer cancel()
 	err := errors.New("the standby is gone")
 	if b.standby != nil {
-		err = b.standby.Activate(ctx)
+		err = b.standby.Resume(ctx)
 	}
 	if err == nil {
 		b.mu.Lock()
@@ -380,7 +390,9 @@ func (b *backup) resume() {
 		b.mu.Unlock()
 		b.log.Info("the guest runs here", "after", b.failover)
 		b.answerOperator(nil)
-		b.async(b.tidyActive)
+		b.replayInputs()
+		st := b.standby
+		b.async(func() { b.announce(st); b.tidyActive() })
 	}
 	b.post(ftengine.ResumeDone{Err: text(err)})
 }
@@ -399,6 +411,7 @@ func (b *backup) tidyActive() {
 			b.img.close() // QEMU holds the memory itself
 			b.img = nil
 		}
+		b.closeGate()
 	})
 }
 

@@ -32,11 +32,21 @@ type base struct {
 	events chan ftengine.Event
 	done   chan struct{} // closed when the machine ended and all goroutines did
 
+	putMu sync.Mutex // held while the marker is written; taken before mu
+
 	mu     sync.Mutex
 	mark   marker
 	status control.Status
 	reason string
 	subs   map[chan struct{}]struct{} // told of every change of status
+
+	operator chan operatorAsk
+}
+
+// operatorAsk is virt-ft activate on its way to the machine.
+type operatorAsk struct {
+	force bool
+	reply chan error
 }
 
 func (b *base) init(ctx context.Context, d *Daemon, m marker, arb arbiter.Arbiter) {
@@ -46,6 +56,35 @@ func (b *base) init(ctx context.Context, d *Daemon, m marker, arb arbiter.Arbite
 	b.events = make(chan ftengine.Event, eventsMax)
 	b.done = make(chan struct{})
 	b.subs = map[chan struct{}]struct{}{}
+	b.operator = make(chan operatorAsk, 1)
+}
+
+// activate is virt-ft activate: it waits until the guest runs or it is clear
+// that it will not.
+func (b *base) activate(ctx context.Context, force bool) error {
+	ask := operatorAsk{force, make(chan error, 1)}
+	select {
+	case b.operator <- ask:
+	default:
+		return fmt.Errorf("another activation of %s is under way", b.name)
+	}
+	b.post(ftengine.OperatorActivate{Force: force})
+	select {
+	case err := <-ask.reply:
+		return err
+	case <-b.done:
+		return fmt.Errorf("the protection of %s ended", b.name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *base) answerOperator(err error) {
+	select {
+	case ask := <-b.operator:
+		ask.reply <- err
+	default:
+	}
 }
 
 // post hands an event to the machine; it is dropped when the runner stops.
@@ -69,17 +108,27 @@ func (b *base) async(f func()) {
 // persist writes the marker; a failure is as loud as we can be, but the
 // guest's life goes before our file.
 func (b *base) persist(gen ftengine.Generation, phase, reason string) {
-	b.mu.Lock()
-	b.mark.Generation, b.mark.Phase = uint64(gen), phase
-	if reason != "" {
-		b.mark.Reason = reason
-	}
-	m := b.mark
-	b.mu.Unlock()
-	if err := b.d.store.put(m); err != nil {
+	err := b.keep(func(m *marker) {
+		m.Generation, m.Phase = uint64(gen), phase
+		if reason != "" {
+			m.Reason = reason
+		}
+	})
+	if err != nil {
 		b.log.Error("the marker could not be written; a restart of this daemon would not know of this protection", "err", err)
 		b.warn("marker not written: " + err.Error())
 	}
+}
+
+// keep changes the marker and returns when that is on disk.
+func (b *base) keep(change func(*marker)) error {
+	b.putMu.Lock()
+	defer b.putMu.Unlock()
+	b.mu.Lock()
+	change(&b.mark)
+	m := b.mark
+	b.mu.Unlock()
+	return b.d.store.put(m)
 }
 
 func (b *base) warn(text string) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/virt-ft/virt-ft/internal/control"
 	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/virt"
 )
 
@@ -46,6 +47,11 @@ func (d *Daemon) checkHost(ctx context.Context) []control.Finding {
 		fs = append(fs, fail("dirty page tracking", "boot Linux 6.7 or newer (Debian 12: the backports kernel)", err))
 	} else {
 		fs = append(fs, ok("dirty page tracking", "userfaultfd write-protection and PAGEMAP_SCAN work"))
+	}
+	if err := netgate.Probe(); err != nil {
+		fs = append(fs, fail("network output", "", err))
+	} else {
+		fs = append(fs, ok("network output", "it can be held until the backup has what it depends on"))
 	}
 	if h, err := d.virt.Host(ctx); err != nil {
 		fs = append(fs, fail("libvirt", "is libvirtd running, and is "+d.cfg.LibvirtURI+" right?", err))

@@ -13,12 +13,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
@@ -69,6 +71,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	var err error
 	if d.store, err = openStore(d.cfg.StateDir); err != nil {
 		return err
+	}
+	if err := netgate.MountPins(filepath.Join(d.cfg.RunDir, "bpf")); err != nil {
+		d.log.Error("no guest can be protected from this host, only to it", "err", err)
 	}
 	if d.virt, err = virt.Open(d.ctx, d.cfg.LibvirtURI, d.log); err != nil {
 		return fmt.Errorf("libvirt at %s: %w", d.cfg.LibvirtURI, err)
@@ -139,6 +144,7 @@ func (d *Daemon) limits() ftengine.Limits {
 	l := ftengine.DefaultLimits()
 	l.InFlight = d.cfg.Epoch.InFlight
 	l.Detect = d.cfg.Heartbeat.Limit
+	l.Grace = d.cfg.Heartbeat.DaemonGrace
 	return l
 }
 

@@ -29,13 +29,17 @@ type primary struct {
 	domain   replica.UUID
 	peerAddr string
 	handed   bool // the backup was told to take over; the machine's goroutine owns it
+	ended    bool // the machine came to its end; the machine's goroutine owns it
 
 	connecting atomic.Bool            // a connect goroutine is at work
 	described  atomic.Pointer[string] // the domain's XML that the backup's standby was made of
-	epochNs    atomic.Int64           // shortest time between the starts of two captures
+	setMu      sync.Mutex             // of who changes the pacing
+	pacing     atomic.Pointer[control.Pacing]
+	out        *outputs
 
-	capMu sync.Mutex // held while a checkpoint is taken
-	cap   *capture.Session
+	capMu     sync.Mutex // held while a checkpoint is taken
+	cap       *capture.Session
+	gateTries int // failures to put a gate before the guest; of capMu's holder
 
 	setupMu      sync.Mutex // one session is set up at a time
 	captureTries int        // failures to open a capture session in a row; of setupMu's holder
@@ -43,8 +47,9 @@ type primary struct {
 	linkMu sync.Mutex
 	link   *link // the session with the backup, or nil
 
-	stats epochStats
-	sync  syncProgress
+	budget pauseBudget // of the one capture that is under way
+	stats  epochStats
+	sync   syncProgress
 }
 
 // newPrimary returns the runner of dom, which runs here as process pid. It
@@ -60,7 +65,12 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 	}
 	p := &primary{dom: dom, pid: pid, peerAddr: m.Peer, id: id, domain: uuid}
 	p.init(d.ctx, d, m, arb)
-	p.epochNs.Store(m.EpochNs)
+	if m.Pacing == (control.Pacing{}) {
+		m.Pacing = pacingOf(d.cfg) // the marker is of an earlier version
+	}
+	p.pacing.Store(&m.Pacing)
+	p.stats.origin = time.Now()
+	p.out = newOutputs(p)
 	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
 	p.snapshot()
 	return p, nil
@@ -77,8 +87,18 @@ func (p *primary) snapshot() {
 
 func (p *primary) start() {
 	p.async(p.watchGuest)
+	p.async(func() { p.out.run(p.ctx) })
+	if p.mark.armed() {
+		// An earlier daemon left a gate that is shut: what the guest sends is
+		// better held than dropped. OpenGate does without if this fails.
+		p.async(func() {
+			if err := p.attachGate(p.ctx); err != nil {
+				p.log.Warn("the gate of an earlier daemon is not taken over", "err", err)
+			}
+		})
+	}
 	go func() {
-		p.run(p.m, p.m.Start(), p.do, p.snapshot, p.closeCapture)
+		p.run(p.m, p.m.Start(), p.do, p.snapshot, p.tidy)
 		p.d.ended(p.uuid, &p.base)
 	}()
 }
@@ -87,6 +107,12 @@ func (p *primary) do(a ftengine.Action) {
 	switch a := a.(type) {
 	case ftengine.Persist:
 		p.persist(a.Generation, a.Phase, p.m.Reason())
+		switch a.Phase {
+		case "alone":
+			p.answerOperator(nil)
+		case "fenced":
+			p.answerOperator(errors.New(p.m.Reason()))
+		}
 	case ftengine.Connect:
 		p.async(p.connect)
 	case ftengine.SendSetup:
@@ -97,9 +123,9 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.ReopenCapture:
 		p.async(p.closeCapture)
 	case ftengine.Release:
-		// Frames are not held yet; DESIGN §5 is the next issue.
-	case ftengine.SendReleased:
-		p.withLink(func(l *link) { l.send(uint64(a.Epoch), &replica.Released{}) })
+		p.out.grant(p.currentLink(), a.Epoch)
+	case ftengine.OpenGate:
+		p.out.openGate()
 	case ftengine.Claim:
 		p.claim(a)
 	case ftengine.Withdraw:
@@ -108,6 +134,7 @@ func (p *primary) do(a ftengine.Action) {
 		p.retryAfter(a)
 	case ftengine.SendGuestDead:
 		p.handed = true
+		p.out.seal()
 		p.withLink(func(l *link) { l.send(0, &replica.GuestDead{Reason: a.Reason}) })
 	case ftengine.SendStandDown:
 		p.withLink(func(l *link) { l.send(0, &replica.StandDown{Reason: a.Reason}) })
@@ -121,6 +148,8 @@ func (p *primary) do(a ftengine.Action) {
 		p.async(func() { p.watchWinner(a.Generation) })
 	case ftengine.CloseSession:
 		p.dropLink()
+	case ftengine.Refuse:
+		p.answerOperator(errors.New(a.Reason))
 	case ftengine.Finish:
 		p.finish(a.Reason)
 	default:
@@ -197,7 +226,15 @@ func (p *primary) finish(reason string) {
 		phase = "handed-over"
 	}
 	p.persist(p.m.Generation(), phase, reason)
+	p.ended = true
 	p.log.Info("protection ended", "reason", reason)
+}
+
+// tidy is the last thing that the runner does. A daemon that ends while it
+// protects leaves the gate as it is: nobody knows yet who may run.
+func (p *primary) tidy() {
+	p.closeCapture()
+	p.out.close(!p.ended)
 }
 
 func (p *primary) closeCapture() {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -25,6 +26,8 @@ const (
 	// captureTriesMax bounds how often, in a row, that is done while libvirtd
 	// can be reached.
 	captureTriesMax = 20
+	// gateTriesMax bounds how often it is tried to hold the guest's output.
+	gateTriesMax = 5
 	// shipQueueMax bounds the batches that wait for the data connection.
 	shipQueueMax = 16
 )
@@ -61,8 +64,9 @@ func (p *primary) sendSetup(l *link) {
 	}
 	p.described.Store(&xml)
 	p.captureTries = 0
+	pacing := p.pacing.Load()
 	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: machine, VCPUs: vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
-		Epochs: replica.EpochConfig{MinNs: p.epochNs.Load(), IdleNs: p.epochNs.Load(), InFlightMax: uint32(p.d.limits().InFlight)}}
+		Epochs: replica.EpochConfig{MinNs: pacing.MinNs, IdleNs: pacing.IdleNs, InFlightMax: uint32(p.d.limits().InFlight)}}
 	var total uint64
 	for _, b := range blocks {
 		s.Blocks = append(s.Blocks, replica.Block{Name: b.Name, UsedBytes: b.Used})
@@ -106,7 +110,7 @@ func (p *primary) openCapture(ctx context.Context) ([]guestram.Block, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live)})
+	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live), AtPause: p.out.atPause})
 	if err != nil {
 		return nil, err
 	}
@@ -156,24 +160,65 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) error {
 	if p.cap == nil || l == nil {
 		return errNoCapture
 	}
+	if a.Initial {
+		if err := p.attachGate(l.ctx); err != nil {
+			return p.noGate(l, err)
+		}
+	}
 	pages, err := p.livePasses(l, a)
 	if err != nil {
 		return err
 	}
+	if a.Initial {
+		// From here on the backup may go on from what it has.
+		if err := p.out.hold(l); err != nil {
+			return err
+		}
+	}
+	p.out.begin(l, a.Epoch)
 	// Not l.ctx: a checkpoint that began is bounded by PauseMax and leaves
 	// the guest running; it is not to be cut short.
-	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx))
+	var late *capture.Batch // that the shipper has no room for now
+	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx), func(b *capture.Batch) {
+		if !l.tryEnqueue(shipment{epoch: a.Epoch, batch: b}) {
+			late = b
+		}
+	})
+	if late != nil {
+		if lerr := l.enqueue(shipment{epoch: a.Epoch, batch: late}); err == nil {
+			err = lerr
+		}
+	}
+	frames := p.out.ended(err == nil)
 	if err != nil {
 		return err
 	}
 	pages += c.Phases.Pages
 	p.stats.add(c.Phases.PausedNs, pages)
 	if c.Batch != nil {
-		if err := l.enqueue(shipment{epoch: a.Epoch, batch: c.Batch}); err != nil {
-			return err
-		}
+		c.Batch.Free() // empty
 	}
-	return l.enqueue(shipment{epoch: a.Epoch, device: c.Device, initial: a.Initial, last: true})
+	return l.enqueue(shipment{epoch: a.Epoch, device: c.Device, frames: frames, initial: a.Initial, last: true})
+}
+
+// attachGate puts the gate before the interfaces that the guest has now.
+func (p *primary) attachGate(ctx context.Context) error {
+	live, err := p.dom.LiveXML(ctx)
+	if err == nil {
+		err = p.out.attach(live)
+	}
+	return err
+}
+
+// noGate decides what follows when output cannot be held. It returns err.
+func (p *primary) noGate(l *link, err error) error {
+	if l.ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, capture.ErrGuestGone) {
+		return err
+	}
+	if p.gateTries++; p.gateTries >= gateTriesMax || errors.Is(err, netgate.ErrUnsupported) || errors.Is(err, virt.ErrNotHeld) {
+		p.post(ftengine.Unprotect{Reason: err.Error()})
+	}
+	return err
 }
 
 // livePasses copies dirty pages while the guest runs, so that few are left
@@ -212,15 +257,16 @@ func (p *primary) lastDirty() int {
 	return p.stats.dirty
 }
 
-// pace asks for the next epoch: not sooner than the configured interval after
-// the start of this one, and not before the guest had its share of time.
+// pace asks for the next epoch: as soon as the guest sends something, or when
+// the idle interval is over; never sooner than the shortest interval after the
+// start of this one, and not before the guest had its share of time.
 func (p *primary) pace(start time.Time) {
-	_, p90, _, _ := p.stats.percentiles()
-	// As long as it has to be for the pauses to stay within their share.
-	run := time.Duration(float64(p90) * (1/p.d.cfg.Epoch.PauseShareMax - 1))
-	wait := max(time.Until(start.Add(time.Duration(p.epochNs.Load()))), run)
+	pacing := p.pacing.Load()
+	run := p.budget.spend(time.Now(), p.stats.bill(), pacing.PauseShareMax)
+	earliest := max(time.Until(start.Add(time.Duration(pacing.MinNs))), run)
+	idle := time.Until(start.Add(time.Duration(pacing.IdleNs)))
 	p.async(func() {
-		afterOrDone(p.ctx, wait)
+		p.out.waitPace(p.ctx, earliest, idle)
 		p.post(ftengine.PaceDue{})
 	})
 }

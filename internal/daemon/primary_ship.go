@@ -2,20 +2,24 @@ package daemon
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
 // shipment is one thing that the data connection has to send: a batch of
-// pages, or (last) the device state that ends an epoch.
+// pages, or (last) the device state that ends an epoch, and what the guest sent
+// in it.
 type shipment struct {
 	epoch   ftengine.Epoch
 	batch   *capture.Batch
 	device  []byte
+	frames  []netgate.Frame
 	initial bool
 	last    bool
 }
@@ -32,6 +36,16 @@ func (l *link) enqueue(s shipment) error {
 			s.batch.Free()
 		}
 		return fmt.Errorf("the connection to the backup is gone: %w", l.ctx.Err())
+	}
+}
+
+// tryEnqueue is enqueue without waiting; it hands nothing over if it is false.
+func (l *link) tryEnqueue(s shipment) bool {
+	select {
+	case l.ship <- s:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -76,32 +90,93 @@ func (s *shipper) send(x shipment) error {
 	if err := l.s.Data.Send(l.ctx, st, &replica.Device{Blob: x.device}); err != nil {
 		return err
 	}
-	end := &replica.EpochEnd{Pages: s.pages, CapturedUnixNs: time.Now().UnixNano()}
+	sent, err := s.sendOutputs(st, x.frames)
+	if err != nil {
+		return err
+	}
+	end := &replica.EpochEnd{Pages: s.pages, Packets: uint64(len(x.frames)), CapturedUnixNs: time.Now().UnixNano()}
 	if x.initial {
 		end.Flags |= replica.EpochInitial
 	}
 	s.pages = 0
-	l.p.stats.sent(len(x.device))
+	l.p.stats.sent(len(x.device) + sent)
 	return l.s.Data.Send(l.ctx, st, end)
+}
+
+// sendOutputs sends what the guest sent in an epoch: should we not come to
+// release it, the backup does.
+func (s *shipper) sendOutputs(st replica.Stamp, frames []netgate.Frame) (bytes int, err error) {
+	for rest := packetsOf(frames); len(rest) > 0; {
+		var now []replica.Packet
+		now, rest = replica.Batch(replica.TypeOutput, rest)
+		if err := s.link.s.Data.Send(s.link.ctx, st, &replica.Output{Packets: now}); err != nil {
+			return bytes, err
+		}
+		for i := range now {
+			bytes += len(now[i].Data)
+		}
+	}
+	return bytes, nil
+}
+
+// packetsOf is frames as the wire calls them.
+func packetsOf(frames []netgate.Frame) []replica.Packet {
+	ps := make([]replica.Packet, len(frames))
+	for i, f := range frames {
+		ps[i] = replica.Packet{NIC: f.NIC, Data: f.Data}
+	}
+	return ps
+}
+
+// framesOf is packets as the gate calls them.
+func framesOf(ps []replica.Packet) []netgate.Frame {
+	frames := make([]netgate.Frame, len(ps))
+	for i, p := range ps {
+		frames[i] = netgate.Frame{NIC: p.NIC, Data: p.Data}
+	}
+	return frames
 }
 
 // sendBatch finds the zero pages of b, which travel without contents, and
 // sends it in messages that the protocol allows.
 func (s *shipper) sendBatch(st replica.Stamp, b *capture.Batch) error {
 	s.cut(b)
-	if len(s.runs) == 0 {
-		b.Free()
-		return nil
+	var out atomic.Int32 // messages on their way, and one for us
+	out.Store(1)
+	free := func(error) {
+		if out.Add(-1) == 0 {
+			b.Free()
+		}
 	}
-	bytes := 0
-	for _, d := range s.data {
-		bytes += len(d)
+	defer free(nil)
+	for runs, data := s.runs, s.data; len(runs) > 0; {
+		r, d, bytes := fit(runs, data)
+		for i := range runs[:r] {
+			s.pages += uint64(runs[i].Pages)
+		}
+		s.link.p.stats.sent(bytes)
+		out.Add(1)
+		if err := s.link.s.Data.SendPages(s.link.ctx, st, runs[:r], data[:d], free); err != nil {
+			return err
+		}
+		runs, data = runs[r:], data[d:]
 	}
-	for _, r := range s.runs {
-		s.pages += uint64(r.Pages)
+	return nil
+}
+
+// fit is how many of runs, with how many of data and bytes, make one message.
+func fit(runs []replica.Run, data [][]byte) (r, d, bytes int) {
+	for ; r < len(runs) && r < replica.MaxRuns; r++ {
+		if runs[r].Flags&replica.RunZero != 0 {
+			continue
+		}
+		if bytes+len(data[d]) > replica.MaxPageData {
+			return r, d, bytes
+		}
+		bytes += len(data[d])
+		d++
 	}
-	s.link.p.stats.sent(bytes)
-	return s.link.s.Data.SendPages(s.link.ctx, st, s.runs, s.data, func(error) { b.Free() })
+	return r, d, bytes
 }
 
 // cut splits the ranges of b into runs of zero and of other pages.
@@ -119,7 +194,7 @@ func (s *shipper) cutRange(r guestram.Range, mem []byte) {
 	for i := 0; i < len(mem); {
 		zero := guestram.IsZero(mem[i : i+page])
 		j := i + page
-		for j < len(mem) && guestram.IsZero(mem[j:j+page]) == zero {
+		for j < len(mem) && guestram.IsZero(mem[j:j+page]) == zero && (zero || j-i < replica.MaxPageData) {
 			j += page
 		}
 		run := replica.Run{Block: r.Block, Pages: uint32((j - i) / page), Off: r.Off + uint64(i)}

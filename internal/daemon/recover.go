@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
@@ -25,6 +26,10 @@ func (d *Daemon) recover() {
 	}
 	for _, m := range ms {
 		if m.ended() {
+			// It may have ended between its last word and its gate.
+			if err := netgate.Remove(d.pinsOf(m.UUID)); err != nil {
+				d.log.Error("the gate of a protection that ended cannot be opened", "domain", m.Domain, "err", err)
+			}
 			continue
 		}
 		if err := d.takeUp(m); err != nil {
@@ -94,12 +99,15 @@ func (d *Daemon) takeUp(m marker) error {
 	if errors.As(err, &gone) && (gone.Code == control.CodeConflict || gone.Code == control.CodeNotFound) {
 		reason := "the guest ended while this host's daemon was down"
 		if m.armed() {
-			// It ran on without a checkpoint for a time that nobody knows:
-			// to go back behind that is for a person to decide.
-			reason += fmt.Sprintf("; if it is to go on from its last checkpoint, run virt-ft activate --force %s on %s", m.Domain, m.PeerName)
+			// Nothing that it said meanwhile was let out: its standby may
+			// go on from its last checkpoint.
+			reason += fmt.Sprintf("; its standby on %s goes on from the last checkpoint by itself, or with virt-ft activate %s there", m.PeerName, m.Domain)
 		}
 		m.Phase, m.Reason = "ended", reason
 		d.log.Error("a protection was lost", "domain", m.Domain, "reason", reason)
+		if err := netgate.Remove(d.pinsOf(m.UUID)); err != nil {
+			d.log.Warn("its gate stays", "domain", m.Domain, "err", err)
+		}
 		return d.store.put(m)
 	}
 	if err != nil {

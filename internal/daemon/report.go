@@ -10,8 +10,6 @@ import (
 )
 
 const (
-	// outputNotHeld is what status says of network output until it is held.
-	outputNotHeld = "not held"
 	// hubQueueMax bounds the events a reader has not taken yet; a slower one
 	// is cut off.
 	hubQueueMax = 256
@@ -65,7 +63,7 @@ func (b *base) setState(role, state, reason string, gen uint64) {
 	s := &b.status
 	changed := s.State != state
 	s.Domain, s.UUID, s.Role, s.State, s.Generation = b.name, b.uuid, role, state, gen
-	s.Peer, s.Arbiter, s.Output = b.mark.PeerName, b.mark.Arbiter, outputNotHeld
+	s.Peer, s.Arbiter = b.mark.PeerName, b.mark.Arbiter
 	s.Clock = "uncorrected"
 	b.reason = reason
 	if changed {
@@ -114,7 +112,7 @@ func (b *base) peerName() string {
 
 // report is what status shows of the primary.
 func (p *primary) report() control.Status {
-	p50, _, p99, last := p.stats.percentiles()
+	p50, p99, last := p.stats.percentiles()
 	p.stats.mu.Lock()
 	dirty, bytes, acked, rate := p.stats.dirty, p.stats.bytes, p.stats.last, p.stats.rate()
 	p.stats.mu.Unlock()
@@ -123,7 +121,9 @@ func (p *primary) report() control.Status {
 	s.Warnings = append([]string(nil), s.Warnings...)
 	p.mu.Unlock()
 	p.withLink(func(l *link) { s.Epoch.Committed = l.committed.Load() })
-	s.EpochMs = ms(time.Duration(p.epochNs.Load()))
+	s.EpochMs = ms(p.stats.interval())
+	s.Pacing = *p.pacing.Load()
+	p.out.report(&s)
 	s.Pause = control.PauseStatus{P50Ms: ms(time.Duration(p50)), P99Ms: ms(time.Duration(p99)), LastMs: ms(time.Duration(last))}
 	s.DirtyPages, s.BytesSent, s.RateBps = dirty, bytes, rate
 	if !acked.IsZero() {

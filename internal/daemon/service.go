@@ -66,8 +66,8 @@ func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, progre
 // prepare checks everything that can be known before the guest is touched and
 // registers the runner.
 func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*primary, error) {
-	interval, err := d.epochInterval(req.Epoch)
-	if err != nil {
+	pacing := req.Pacing.Apply(pacingOf(d.cfg))
+	if err := d.checkPacing(pacing); err != nil {
 		return nil, err
 	}
 	addr, err := d.peerAddr(req.To)
@@ -105,7 +105,7 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
 	}
 	m := marker{Domain: dom.Name(), UUID: dom.UUID(), Role: "primary", Phase: "connecting", Protection: strings.ReplaceAll(randomUUID(), "-", ""),
-		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), EpochNs: interval.Nanoseconds()}
+		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: pacing}
 	return d.register(m, dom, pid)
 }
 
@@ -135,17 +135,6 @@ func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error)
 	}
 	d.primaries[m.UUID] = p
 	return p, nil
-}
-
-func (d *Daemon) epochInterval(s string) (time.Duration, error) {
-	if s == "" {
-		return d.cfg.Epoch.Interval, nil
-	}
-	v, err := time.ParseDuration(s)
-	if err != nil || v < d.cfg.Epoch.Min || v > d.cfg.Epoch.Max {
-		return 0, control.Errorf(control.CodeInvalid, "", "epoch %q: a time from %v to %v is expected, such as 25ms", s, d.cfg.Epoch.Min, d.cfg.Epoch.Max)
-	}
-	return v, nil
 }
 
 // peerAddr resolves a name of the configuration, or takes to as an address.
@@ -238,7 +227,11 @@ func (d *Daemon) Activate(ctx context.Context, domain string, force bool) error 
 		}
 		return nil
 	case p != nil:
-		return control.Errorf(control.CodeConflict, "run virt-ft activate on the host that stands by", "%s runs here; it is protected to %s", p.name, p.peerAddr)
+		// A person decides that the guest goes on here, whatever the backup holds.
+		if err := p.activate(ctx, force); err != nil {
+			return control.Errorf(control.CodeConflict, "", "%s does not go on alone here: %w", domain, err)
+		}
+		return nil
 	}
 	return d.notProtected(ctx, domain)
 }

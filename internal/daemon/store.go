@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/virt-ft/virt-ft/internal/control"
 )
 
 // markerBytesMax bounds what we read back from a marker file.
@@ -33,9 +35,9 @@ type marker struct {
 	PeerName   string `json:"peerName,omitempty"`
 	Arbiter    string `json:"arbiter,omitempty"`
 	// ArbiterID tells the shared directory from an empty mount point.
-	ArbiterID string    `json:"arbiterId,omitempty"`
-	EpochNs   int64     `json:"epochNs,omitempty"`
-	At        time.Time `json:"at"`
+	ArbiterID string         `json:"arbiterId,omitempty"`
+	Pacing    control.Pacing `json:"pacing,omitzero"` // primary only
+	At        time.Time      `json:"at"`
 	// Reason is the last word on a protection that ended.
 	Reason string `json:"reason,omitempty"`
 }
