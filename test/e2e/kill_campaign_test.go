@@ -14,7 +14,7 @@ import (
 func TestKilledAnywhere(t *testing.T) {
 	n := rounds(25)
 	s := besiege(t, lab.GuestOptions{}, n)
-	s.protect(s.home, s.name, "--epoch", shortEpoch)
+	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	for i := range n {
 		began := time.Now()
 		s.wander(60)
@@ -52,7 +52,7 @@ func TestKilledInTheCheckpoint(t *testing.T) {
 	s := besiege(t, lab.GuestOptions{}, n)
 	pid, err := s.home.QEMU(s.name)
 	s.must(err)
-	s.protect(s.home, s.name, "--epoch", shortEpoch)
+	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	dead := map[string]int{}
 	inside := 0
 	for range n {
@@ -129,7 +129,7 @@ func TestKilledInTheBeginning(t *testing.T) {
 			asked := make(chan struct{})
 			go func() {
 				defer close(asked)
-				_, err := s.home.Ctl(ctx, "protect", s.name, "--to", s.Peer(s.home).Name, "--epoch", shortEpoch)
+				_, err := s.home.Ctl(ctx, "protect", s.name, "--to", s.Peer(s.home).Name, "--epoch-idle", shortEpoch)
 				t.Logf("protect said: %v", err)
 			}()
 			hit := false

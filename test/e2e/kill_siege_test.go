@@ -33,10 +33,19 @@ func envInt(name string) int {
 	return n
 }
 
-// quietMax is how long the guest may be silent, at most, while its host
-// lives. It is no figure of ours: the machine that runs this test is small and
-// busy. A guest that is left paused is silent for good.
-const quietMax = 10 * time.Second
+// quietMax is how long the guest may stand still, at most, while its host
+// lives, and mutedMax how long its network may be closed, which it is while
+// nobody is there who could release what it sends. They are no figures of ours:
+// the machine that runs this test is small and busy. A guest that is left paused
+// stands still for good.
+const (
+	quietMax = 10 * time.Second
+	mutedMax = time.Minute
+)
+
+// patientBackup keeps the standby from taking over because a daemon is slow to
+// be started again here.
+const patientBackup = "[heartbeat]\ndaemon_grace = \"60s\"\n"
 
 // shortEpoch makes checkpoints frequent, so that kills hit them.
 const shortEpoch = "10ms"
@@ -46,7 +55,9 @@ type siege struct {
 	*pair
 	name   string
 	home   *lab.Host // where the guest lives
-	pipes  int       // that QEMU has without us
+	gpa    uint64    // of its beacon page
+	beacon *lab.Beacon
+	pipes  int // that QEMU has without us
 	rng    *rand.Rand
 	struck map[string]int
 	cut    bool // the replication link is cut
@@ -58,7 +69,7 @@ type siege struct {
 // limit.
 func besiege(t *testing.T, shape lab.GuestOptions, rounds int) *siege {
 	t.Helper()
-	p := newPair(t, "")
+	p := newPair(t, patientBackup)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+time.Duration(rounds)*time.Minute)
 	t.Cleanup(cancel)
 	p.ctx = ctx
@@ -68,12 +79,25 @@ func besiege(t *testing.T, shape lab.GuestOptions, rounds int) *siege {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed %d: replay with -seed %[1]d", seed)
-	s := &siege{pair: p, name: g.Name, home: p.A, rng: rand.New(rand.NewPCG(seed, 0)), struck: map[string]int{}}
+	s := &siege{pair: p, name: g.Name, gpa: g.Ready.BeaconGPA, rng: rand.New(rand.NewPCG(seed, 0)), struck: map[string]int{}}
 	pid, err := p.A.QEMU(g.Name)
 	p.must(err)
 	s.pipes = len(pipesOf(pid))
+	s.livesOn(p.A)
 	p.tickFrom(p.A)
 	return s
+}
+
+// livesOn says where the guest is from now on.
+func (s *siege) livesOn(h *lab.Host) {
+	s.t.Helper()
+	if h == s.home {
+		return
+	}
+	var err error
+	s.beacon, err = h.OpenBeacon(s.step(), s.name, s.gpa)
+	s.must(err)
+	s.home = h
 }
 
 // rounds is how many to fight.
@@ -142,7 +166,7 @@ func (s *siege) brief(limit time.Duration) {
 // wander lets a random number of the guest's ticks, and so of epochs, pass.
 func (s *siege) wander(ticks int) {
 	s.t.Helper()
-	n := s.alive().Counter + uint64(s.rng.IntN(ticks))
+	n := s.heard().Counter + uint64(s.rng.IntN(ticks))
 	ctx, cancel := context.WithTimeout(s.ctx, stepMax)
 	defer cancel()
 	if _, err := s.out.WaitTick(ctx, func(o lab.Observation) bool { return o.Counter >= n }); err != nil {
@@ -151,19 +175,35 @@ func (s *siege) wander(ticks int) {
 	s.brief(15 * time.Millisecond)
 }
 
-// alive fails unless the guest is heard, from wherever it is.
-func (s *siege) alive() lab.Observation {
+// alive fails unless the guest runs: where it lives, which can be seen without
+// its network, or on the other host, from where it is heard.
+func (s *siege) alive() {
+	s.t.Helper()
+	began := time.Now()
+	first, seen := uint64(0), false
+	for time.Since(began) < quietMax {
+		if b, err := s.beacon.Read(); err == nil && seen && b.Counter != first {
+			return
+		} else if err == nil && !seen {
+			first, seen = b.Counter, true
+		}
+		if o, ok := s.out.LastFrom(s.Peer(s.home).Name); ok && o.At.After(began) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for _, h := range s.Hosts() {
+		s.t.Logf("%s: %s", h.Name, s.status(h))
+	}
+	s.t.Fatalf("the guest does not run any more")
+}
+
+// heard waits for the guest to be heard, from wherever it is.
+func (s *siege) heard() lab.Observation {
 	s.t.Helper()
 	now := time.Now()
-	ctx, cancel := context.WithTimeout(s.ctx, quietMax)
-	defer cancel()
-	o, err := s.out.WaitTick(ctx, func(o lab.Observation) bool { return o.At.After(now) })
-	if err != nil {
-		for _, h := range s.Hosts() {
-			s.t.Logf("%s: %s", h.Name, s.status(h))
-		}
-		s.t.Fatalf("the guest is not heard any more: %v", err)
-	}
+	o, err := s.out.WaitTick(s.step(), func(o lab.Observation) bool { return o.At.After(now) })
+	s.must(err)
 	return o
 }
 
@@ -176,22 +216,6 @@ func (s *siege) status(h *lab.Host) string {
 		return err.Error()
 	}
 	return out
-}
-
-// eventually waits until check finds nothing wrong.
-func (s *siege) eventually(what string, check func() error) {
-	s.t.Helper()
-	end := time.Now().Add(stepMax)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) || s.ctx.Err() != nil {
-			s.t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }
 
 // settled waits until the guest is protected, wherever it lives, and its peer
@@ -220,11 +244,11 @@ func (s *siege) settled() {
 				case ps[0].Role == "backup" && ps[0].State == "active":
 					s.moves++
 					s.t.Logf("the guest lives on %s now", h.Name)
-					s.home = h
+					s.livesOn(h)
 					s.protectHome()
 				case ps[0].Role == "primary" && ps[0].State == "protected":
 					if other, err := s.protections(s.Peer(h)); err == nil && len(other) == 1 && other[0].State == "standby" {
-						s.home = h
+						s.livesOn(h)
 						return nil
 					}
 				}
@@ -250,7 +274,7 @@ func (s *siege) runsOn(h *lab.Host) bool {
 func (s *siege) protectHome() {
 	ctx, cancel := context.WithTimeout(s.ctx, stepMax)
 	defer cancel()
-	if _, err := s.home.Ctl(ctx, "protect", s.name, "--to", s.Peer(s.home).Name, "--epoch", shortEpoch); err != nil {
+	if _, err := s.home.Ctl(ctx, "protect", s.name, "--to", s.Peer(s.home).Name, "--epoch-idle", shortEpoch); err != nil {
 		s.t.Logf("protect: %v", err)
 	}
 }
@@ -354,7 +378,7 @@ func (s *siege) neverQuiet() time.Duration {
 		if g.Before.Host == g.After.Host {
 			longest = max(longest, g.Silence())
 		}
-		if g.Silence() > quietMax {
+		if g.Silence() > mutedMax {
 			s.t.Errorf("the guest was not heard for %v, from %s to %s", g.Silence(), g.Before.Host, g.After.Host)
 		}
 	}

@@ -18,7 +18,7 @@ func TestKilledInTheTakeOver(t *testing.T) {
 	s := besiege(t, lab.GuestOptions{}, 2*n)
 	survived := 0
 	for i := range n {
-		s.protect(s.home, s.name, "--epoch", shortEpoch)
+		s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 		s.wander(30)
 		from, to := s.home, s.Peer(s.home)
 		s.killQEMU(from, s.name)
@@ -30,12 +30,12 @@ func TestKilledInTheTakeOver(t *testing.T) {
 		t.Logf("round %d: daemon killed %v after QEMU; the guest lives: %v", i+1, after, runs)
 		if runs {
 			survived++
-			s.home = to
+			s.livesOn(to)
 			s.verified(to)
 		} else {
 			s.reportedLost(from, to)
-			s.guest(lab.GuestOptions{})
-			s.home = s.A
+			s.gpa, s.home = s.guest(lab.GuestOptions{}).Ready.BeaconGPA, nil
+			s.livesOn(s.A)
 		}
 	}
 	t.Logf("the guest survived %d of %d", survived, n)

@@ -124,6 +124,22 @@ func (p *pair) state(h *lab.Host, domain string, states ...string) lab.Protectio
 	return s
 }
 
+// eventually waits until check finds nothing wrong.
+func (p *pair) eventually(what string, check func() error) {
+	p.t.Helper()
+	end := time.Now().Add(stepMax)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) || p.ctx.Err() != nil {
+			p.t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 // tickFrom waits for a tick that comes from h after now.
 func (p *pair) tickFrom(h *lab.Host) lab.Observation {
 	p.t.Helper()
