@@ -41,12 +41,13 @@ func imports() map[string][]string {
 		"internal/config":   nil,
 		"internal/control":  nil,
 		"internal/guestram": {"internal/ptracer"},
+		"internal/netgate":  nil,
 		"internal/ptracer":  nil,
 		"internal/replica":  {"pkg/zcstream"},
 		"internal/virt":     nil,
 		"internal/vmstate":  nil,
 		"internal/daemon": {"internal/arbiter", "internal/capture", "internal/config", "internal/control", "internal/guestram",
-			"internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "pkg/ftengine"},
+			"internal/netgate", "internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "pkg/ftengine"},
 
 		"internal/sim":             {"pkg/ftengine"},
 		"internal/lab":             {"internal/lab/guestapi"},
@@ -54,6 +55,7 @@ func imports() map[string][]string {
 		"internal/capture/qmptest": nil,
 		"internal/virt/virttest":   nil,
 
+		"test/chaos":  {"internal/lab"},
 		"test/demo":   {"internal/lab"},
 		"test/e2e":    {"internal/guestram", "internal/lab"},
 		"test/gotest": nil,
@@ -163,9 +165,10 @@ func parse(t *testing.T, fset *token.FileSet, name string, mode parser.Mode) *as
 }
 
 func TestImports(t *testing.T) {
-	allowed := imports()
+	allowed, gone := imports(), imports()
 	for _, p := range packages(t) {
 		may, known := allowed[p.name()]
+		delete(gone, p.name())
 		if !known {
 			t.Errorf("%s is not in the list of this test: say there what it may import", p.name())
 			continue
@@ -180,10 +183,16 @@ func TestImports(t *testing.T) {
 			if i == "C" || i == "libvirt.org/go/libvirt" && p.name() != "internal/virt" {
 				t.Errorf("%s imports %s: internal/virt is the only one that is built with cgo", p.name(), i)
 			}
+			if strings.HasPrefix(i, "github.com/cilium/ebpf") && p.name() != "internal/netgate" {
+				t.Errorf("%s imports %s: internal/netgate is the only one that puts programs into the kernel", p.name(), i)
+			}
 		}
 		if len(p.CgoFiles) > 0 {
 			t.Errorf("%s uses cgo: %v", p.name(), p.CgoFiles)
 		}
+	}
+	for name := range gone {
+		t.Errorf("%s is in the list of this test, and not a package any more", name)
 	}
 }
 
@@ -216,7 +225,8 @@ func TestLinuxFilesSaySo(t *testing.T) {
 		linux := false
 		for _, i := range f.Imports {
 			path := strings.Trim(i.Path.Value, `"`)
-			linux = linux || path == "golang.org/x/sys/unix" || strings.HasPrefix(path, "github.com/vishvananda/")
+			linux = linux || path == "golang.org/x/sys/unix" || strings.HasPrefix(path, "github.com/vishvananda/") ||
+				strings.HasPrefix(path, "github.com/cilium/")
 		}
 		base := strings.TrimSuffix(strings.TrimSuffix(name, ".go"), "_test")
 		if !linux || strings.HasSuffix(base, "_linux") {
