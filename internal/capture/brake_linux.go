@@ -45,7 +45,8 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 	if _, _, err := p.drain(device, maxDeviceBytes); err != nil {
 		return nil, err
 	}
-	if err := p.resize(brakeBytes); err != nil {
+	brake := s.brake()
+	if err := p.resize(brake); err != nil {
 		return nil, fmt.Errorf("shrink checkpoint pipe: %w", err)
 	}
 	w := newWatchdog(p)
@@ -73,7 +74,9 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 	if rerr != nil {
 		return nil, errors.Join(err, fmt.Errorf("save device state: %w", rerr), s.settle(ctx))
 	}
-	if err == nil && !held {
+	if err == nil && (!held || len(device) <= brake) {
+		// All of it fitted into the pipe: nothing shows that QEMU waited.
+		s.deviceBytes = 0
 		err = ErrNoBrake
 	}
 	if err != nil {
@@ -81,6 +84,18 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 	}
 	s.deviceBytes = len(device)
 	return device, nil
+}
+
+// brake is the capacity of the pipe while the guest is held: as much of the
+// device state as QEMU may write meanwhile, and less than all of it for sure.
+// What it has written when the guest is let go it need not write then. That the
+// state is larger than the brake proves afterwards that QEMU had to wait.
+func (s *Session) brake() int {
+	n := brakeBytes
+	for n < brakeMaxBytes && 2*n <= s.deviceBytes-s.deviceBytes/4 {
+		n *= 2
+	}
+	return n
 }
 
 // send issues the command; the reply goes to the channel and rings the pipe's

@@ -380,3 +380,21 @@ func TestAtPause(t *testing.T) {
 		within(t, 10*time.Second, "the guest goes on", func() bool { return ticks(t, g, s, 0) != copied })
 	}
 }
+
+// A device state that became smaller than the pipe does not hold the guest: the
+// checkpoint that met it is none, the next one is.
+func TestStateFitsIntoThePipe(t *testing.T) {
+	g := qmptest.Start(t, qmptest.Options{Machine: "q35", Args: tcg, Payload: busy()})
+	s := open(t, g, Options{})
+	r := newReplica(s.Blocks())
+	size := len(r.checkpoint(t, s).Device)
+	if b := s.brake(); b >= size || 4*b < size {
+		t.Errorf("the pipe takes %d bytes of %d", b, size)
+	}
+	s.deviceBytes = 4 * brakeMaxBytes
+	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, ErrNoBrake) {
+		t.Fatalf("%d bytes fit into a pipe of %d: %v", size, brakeMaxBytes, err)
+	}
+	r.checkpoint(t, s)
+	r.compare(t, g, s)
+}

@@ -17,8 +17,11 @@ import (
 )
 
 const (
-	brakeBytes = 4096    // what QEMU can write before it blocks
-	flowBytes  = 1 << 20 // fs.pipe-max-size; a pipe that may not grow only drains slower
+	brakeBytes = 4096 // what QEMU can write, at least, before it blocks
+
+	// brakeMaxBytes is the most; half of what the kernel allows by default.
+	brakeMaxBytes = 512 << 10
+	flowBytes     = 1 << 20 // fs.pipe-max-size; a pipe that may not grow only drains slower
 	// highFds is how many numbers below the limit we regard as ours, and
 	// fdCeiling keeps QEMU's descriptor table small where the limit is huge.
 	highFds   = 64
