@@ -11,7 +11,7 @@ FUZZTIME ?= 10s
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 .PHONY: deps
 deps: ## install what building and testing need (Debian; quick when all is there)
@@ -39,9 +39,22 @@ test: deps kernel guest check ## everything CI runs (PKG=./x RUN=TestY V=1 narro
 	@$(GOTEST) $(PKG)
 
 .PHONY: demo
-demo: deps kernel guest build ## two hosts, one guest, one failure
+demo: deps kernel guest build ## two hosts, one guest, its clients, one failure
 	@go build $(GOFLAGS_BUILD) -o build/lab-demo ./test/demo
 	@exec build/lab-demo $(DEMO)
+
+KILLS ?= 200
+SEED ?= 0
+
+.PHONY: chaos
+chaos: deps kernel guest build ## faults at random moments under load (KILLS=200 SEED=7 CHAOS='-only qemu,link')
+	@go build $(GOFLAGS_BUILD) -o build/lab-chaos ./test/chaos
+	@exec build/lab-chaos -kills $(KILLS) -seed $(SEED) $(CHAOS)
+
+.PHONY: chaos-mutants
+chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that forget (MUTANTS='-only drop-a-page')
+	@go build $(GOFLAGS_BUILD) -o build/lab-chaos ./test/chaos
+	@go run ./test/chaos/mutants $(MUTANTS)
 
 .PHONY: bench
 bench: deps ## micro-benchmarks, then the checkpoint pause

@@ -202,8 +202,14 @@ func (l *Lab) Close() {
 // stay up.
 func (l *Lab) CutReplication() error { return l.cutReplication(true) }
 
-// HealReplication undoes CutReplication.
-func (l *Lab) HealReplication() error { return l.cutReplication(false) }
+// HealReplication undoes CutReplication and DeafenReplication.
+func (l *Lab) HealReplication() error {
+	return errors.Join(l.cutReplication(false), l.net.setDeaf("r-"+l.A.Name, false), l.net.setDeaf("r-"+l.B.Name, false))
+}
+
+// DeafenReplication makes frames of the other host to h vanish, as a broken
+// fibre of a pair does; what h sends still arrives.
+func (l *Lab) DeafenReplication(h *Host) error { return l.net.setDeaf("r-"+h.Name, true) }
 
 func (l *Lab) cutReplication(cut bool) error {
 	return errors.Join(l.net.setCut("r-"+l.A.Name, replBridge, cut), l.net.setCut("r-"+l.B.Name, replBridge, cut))

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -47,8 +48,12 @@ func newNetwork() (*network, error) {
 }
 
 func (n *network) build() error {
-	for _, name := range []string{replBridge, clientBridge} {
-		if err := n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
+	for i, name := range []string{replBridge, clientBridge} {
+		// An address of its own: that of a bridge is its ports' lowest
+		// otherwise, and a host that loses power would change it. Guests
+		// would send to the old one for as long as their kernels believe in it.
+		mac := net.HardwareAddr{0x52, 0x54, 0, 0xf9, 0, byte(i)}
+		if err := n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: mac}}); err != nil {
 			return fmt.Errorf("bridge %s: %w", name, err)
 		}
 	}
@@ -90,6 +95,17 @@ func address(nl *netlink.Handle, name, ip string) error {
 	return nil
 }
 
+// mac is the address of one of a host's network cards. It is the same after a
+// power loss, or the other host would send to the old one for half a minute:
+// its neighbour table holds what was reachable just now.
+func (s side) mac(card string) net.HardwareAddr {
+	address := net.HardwareAddr{0x52, 0x54, 0, 0xf8, 0, s.name[len(s.name)-1]}
+	if card == "repl" {
+		address[4] = 1
+	}
+	return address
+}
+
 // attach plugs a booted host into both bridges and sets up its side.
 func (n *network) attach(h *Host) error {
 	pid := h.init.Pid()
@@ -97,7 +113,7 @@ func (n *network) attach(h *Host) error {
 	for _, p := range [...]struct{ port, bridge, peer string }{
 		{repl, replBridge, "repl"}, {client, clientBridge, "uplink"},
 	} {
-		if err := n.plug(p.port, p.bridge, p.peer, pid); err != nil {
+		if err := n.plug(p.port, p.bridge, p.peer, h.side.mac(p.peer), pid); err != nil {
 			return fmt.Errorf("lab: %s: %w", h.Name, err)
 		}
 	}
@@ -111,9 +127,9 @@ func (n *network) attach(h *Host) error {
 	return h.Inside(func() error { return h.hostNetwork() })
 }
 
-func (n *network) plug(port, bridge, peer string, pid int) error {
+func (n *network) plug(port, bridge, peer string, mac net.HardwareAddr, pid int) error {
 	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: peer, PeerNamespace: netlink.NsPid(pid),
+		LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: peer, PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: mac,
 	}
 	if err := n.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("cable %s: %w", port, err)
@@ -160,6 +176,30 @@ func (n *network) setCut(port, bridge string, cut bool) error {
 		err = n.nl.LinkSetNoMaster(link)
 	} else if err == nil {
 		err = n.master(port, bridge)
+	}
+	if err != nil {
+		return fmt.Errorf("lab: port %s: %w", port, err)
+	}
+	return nil
+}
+
+// setDeaf makes all that a port sends towards its host vanish, or undoes it. A
+// shaper does it that has room for a single byte: no frame ever fits.
+func (n *network) setDeaf(port string, deaf bool) error {
+	link, err := n.nl.LinkByName(port)
+	if _, gone := err.(netlink.LinkNotFoundError); gone && !deaf {
+		return nil // and the shaper went with it
+	}
+	if err == nil {
+		shaper := &netlink.Tbf{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xf7, 0), Parent: netlink.HANDLE_ROOT},
+			Rate:       1000, Limit: 1, Buffer: 1 << 20,
+		}
+		if deaf {
+			err = n.nl.QdiscReplace(shaper)
+		} else if err = n.nl.QdiscDel(shaper); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			err = nil // there is none
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("lab: port %s: %w", port, err)

@@ -53,6 +53,8 @@ type Observer struct {
 	last   Observation
 	byHost map[string]Observation
 	gaps   []Gap
+	spoken speeches
+	told   told
 	wake   chan struct{} // closed and replaced at each tick
 	err    error
 }
@@ -132,6 +134,11 @@ func (o *Observer) run() {
 		if !ok {
 			continue // the bridge shows every frame a second time
 		}
+		if guest, answer := fromGuest(buf[:n]); guest {
+			o.mu.Lock()
+			o.spoken.add(host, at, answer)
+			o.mu.Unlock()
+		}
 		if t, err := guestapi.ParseTick(udpPayload(buf[:n], ObserverPort)); err == nil {
 			o.see(Observation{Tick: t, Host: host, At: at})
 		}
@@ -169,6 +176,7 @@ func (o *Observer) see(now Observation) {
 			o.gaps = append(o.gaps, g)
 		}
 	}
+	o.told.add(now.Tick)
 	o.count++
 	o.last = now
 	o.byHost[now.Host] = now
@@ -213,6 +221,33 @@ func (o *Observer) Gaps() []Gap {
 	return append([]Gap(nil), o.gaps...)
 }
 
+// StepsBack is how many ticks came after a later one of the same boot and were
+// not those that had come before: the guest forgot what it had told. A tick may
+// be repeated, as any frame may.
+func (o *Observer) StepsBack() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.told.stepsBack
+}
+
+// Missing is how many ticks the guest has sent that nobody heard, between such
+// as were heard. They cross no network that loses frames: somebody held them and
+// did not let them go, or the observer was too slow.
+func (o *Observer) Missing() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.told.missing
+}
+
+// Speeches returns, in order, from which host's cable the guest was heard since
+// t. One that began before t and was not over counts. While the guest moves
+// once, there are two; more mean that it ran on both hosts at once.
+func (o *Observer) Speeches(t time.Time) ([]Speech, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.spoken.since(t)
+}
+
 // WaitTick waits for a tick that arrives from now on and satisfies ok. ok must
 // be quick; when it is slow, ticks in between are not shown to it.
 func (o *Observer) WaitTick(ctx context.Context, ok func(Observation) bool) (Observation, error) {
@@ -233,6 +268,31 @@ func (o *Observer) WaitTick(ctx context.Context, ok func(Observation) bool) (Obs
 		}
 		if ok(last) {
 			return last, nil
+		}
+	}
+}
+
+// speechPoll is the pause between two looks at the speeches. Their times do not
+// depend on it.
+const speechPoll = 2 * time.Millisecond
+
+// WaitAnswer waits until an answer of the acceptance service comes out of a
+// host's cable, in a speech that began after t, and returns when it did.
+func (o *Observer) WaitAnswer(ctx context.Context, host string, t time.Time) (time.Time, error) {
+	for {
+		all, err := o.Speeches(t)
+		if err != nil {
+			return time.Time{}, err
+		}
+		for _, s := range all {
+			if s.Host == host && s.Answers > 0 && !s.First.Before(t) {
+				return s.FirstAnswer, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("lab: waiting for an answer from %s: %w", host, ctx.Err())
+		case <-time.After(speechPoll):
 		}
 	}
 }

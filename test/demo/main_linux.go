@@ -1,7 +1,8 @@
 // Command demo shows what virt-ft is for: it makes two hosts, boots a Linux
-// guest on host A as an ordinary libvirt domain, protects it to host B while it
-// works, kills its QEMU, and watches the guest go on at B. Its last line is
-// JSON. Ctrl-C ends it cleanly at any moment.
+// guest on host A as an ordinary libvirt domain, lets clients work with it over
+// TCP and UDP, protects it to host B meanwhile, kills its QEMU, and watches the
+// guest go on at B: with every answer that a client ever got, and on the same
+// connections. Its last line is JSON. Ctrl-C ends it cleanly at any moment.
 package main
 
 import (
@@ -26,8 +27,15 @@ type result struct {
 	Epochs         uint64  `json:"epochs"`
 	PauseP50Ms     float64 `json:"pause_p50_ms"`
 	PauseP99Ms     float64 `json:"pause_p99_ms"`
-	FailoverMs     float64 `json:"failover_ms"` // SIGKILL to the first datagram from host B
-	LostMs         float64 `json:"lost_ms"`     // guest time rolled back: last tick heard from A, less the checkpoint's
+	FailoverMs     float64 `json:"failover_ms"` // SIGKILL to the first answer that a client gets from host B
+	Acked          uint64  `json:"acked"`       // answers that clients got, before and after
+	AckedLost      uint64  `json:"acked_lost"`  // of these, what the guest does not know at the end
+	TCPReset       uint64  `json:"tcp_reset"`
+	Contradictions uint64  `json:"contradictions"`
+	Unanswered     uint64  `json:"unanswered"`
+	LatencyBaseMs  float64 `json:"latency_base_p50_ms"`  // of a request, unprotected
+	LatencyAddedMs float64 `json:"latency_added_p50_ms"` // by the protection
+	LostMs         float64 `json:"lost_ms"`              // guest time rolled back: last tick heard from A, less the checkpoint's
 	MemoryErrors   uint64  `json:"memory_errors"`
 	Verifications  uint64  `json:"memory_passes_after"` // of the whole working set, after failover
 	CommittedTick  uint64  `json:"committed_tick"`      // in the backup's memory when QEMU died
@@ -46,9 +54,10 @@ type demo struct {
 	lab     *lab.Lab
 	out     *lab.Observer
 	guest   *lab.Guest
+	meter   *lab.Client // one session at a time: its latency is measured
+	load    *lab.Client // many sessions, while the failure comes
 	watch   time.Duration
 	hold    bool
-	epoch   time.Duration
 	result  result
 	binary  string
 	started time.Time
@@ -58,8 +67,7 @@ func main() {
 	lab.MaybeHost()
 	d := demo{started: time.Now()}
 	flag.BoolVar(&d.hold, "hold", false, "keep the lab after the failover until Ctrl-C")
-	flag.DurationVar(&d.watch, "watch", 8*time.Second, "how long the guest works protected, and how long it is watched after the failover")
-	flag.DurationVar(&d.epoch, "epoch", 25*time.Millisecond, "epoch interval")
+	flag.DurationVar(&d.watch, "watch", 8*time.Second, "how long the guest works unprotected, then protected, and how long it is watched after the failover")
 	flag.StringVar(&d.binary, "virt-ft", "build/virt-ft", "the program to show")
 	limit := flag.Duration("timeout", 5*time.Minute, "give up after")
 	flag.Parse()
@@ -98,13 +106,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 			d.showLogs()
 		}
 	}()
-	if err := d.protect(ctx); err != nil {
-		return err
+	defer d.stopClients()
+	for _, step := range []func(context.Context) error{d.baseline, d.protect, d.work, d.strike} {
+		if err := step(ctx); err != nil {
+			return errors.Join(err, d.acceptance(ctx))
+		}
 	}
-	if err := d.work(ctx); err != nil {
-		return err
-	}
-	if err := d.strike(ctx); err != nil {
+	if err := d.acceptance(ctx); err != nil {
 		return err
 	}
 	if d.hold {
@@ -151,8 +159,8 @@ func (d *demo) build(ctx context.Context) error {
 func (d *demo) protect(ctx context.Context) error {
 	a := d.lab.A
 	start := time.Now()
-	say("host A# virt-ft protect %s --to %s --epoch %v", d.guest.Name, d.lab.B.Name, d.epoch)
-	cmd := exec.CommandContext(ctx, a.CtlPath(), "protect", d.guest.Name, "--to", d.lab.B.Name, "--epoch", d.epoch.String())
+	say("host A# virt-ft protect %s --to %s", d.guest.Name, d.lab.B.Name)
+	cmd := exec.CommandContext(ctx, a.CtlPath(), "protect", d.guest.Name, "--to", d.lab.B.Name)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	p, err := a.Start(cmd)
 	if err == nil {
@@ -167,7 +175,8 @@ func (d *demo) protect(ctx context.Context) error {
 
 // work shows live figures while the guest works protected.
 func (d *demo) work(ctx context.Context) error {
-	end := time.Now().Add(d.watch)
+	began := time.Now()
+	end := began.Add(d.watch)
 	for next := time.Now().Add(time.Second); next.Before(end); next = next.Add(time.Second) {
 		t, err := d.out.WaitTick(ctx, func(n lab.Observation) bool { return !n.At.Before(next) })
 		if err != nil {
@@ -182,11 +191,16 @@ func (d *demo) work(ctx context.Context) error {
 			p.State, p.Epoch.Acked, p.Pause.P50Ms, p.Pause.P99Ms, p.DirtyPages, p.RateBps/(1<<20), t.Host, t.Counter, float64(t.UptimeNs)/1e9, t.MemErrors)
 		d.result.Epochs, d.result.PauseP50Ms, d.result.PauseP99Ms = p.Epoch.Acked, p.Pause.P50Ms, p.Pause.P99Ms
 	}
+	p50 := d.latency("protected", began)
+	d.result.LatencyAddedMs = p50 - d.result.LatencyBaseMs
 	return nil
 }
 
 // strike kills QEMU on A and judges what goes on at B.
 func (d *demo) strike(ctx context.Context) error {
+	if err := d.startLoad(ctx); err != nil {
+		return err
+	}
 	beacon, err := d.lab.B.OpenBeacon(ctx, d.guest.Name, d.guest.Ready.BeaconGPA)
 	if err != nil {
 		return err
@@ -212,13 +226,17 @@ func (d *demo) strike(ctx context.Context) error {
 		return errors.New("the backup's memory was not seen to stand still before the guest ran there")
 	}
 	r := &d.result
-	r.FailoverMs = float64(first.At.Sub(fault).Microseconds()) / 1000
+	answered, err := d.firstAnswer(ctx, fault)
+	if err != nil {
+		return err
+	}
+	r.FailoverMs = ms(answered.Sub(fault))
 	// Not against the first tick on B: the guest has worked there for a while
 	// before that one comes, the longer the colder the emulator's caches are.
 	r.LostMs = max(0, float64(int64(before.UptimeNs)-int64(resumedNs))/1e6)
 	r.CommittedTick, r.LastTickBefore, r.FirstTickAfter = last, before.Counter, first.Counter
 	r.SameBoot, r.SameProcess = first.BootID == before.BootID, first.Pid == before.Pid
-	say("the guest speaks from host B after %.0f ms: tick %d (the last committed was %d), %.1f ms of guest time rolled back", r.FailoverMs, first.Counter, last, r.LostMs)
+	say("a client is answered from host B after %.0f ms; the first tick from there is %d, the last committed was %d, the last heard from A %d", r.FailoverMs, first.Counter, last, before.Counter)
 	return d.judge(ctx, first)
 }
 
@@ -244,6 +262,8 @@ func (d *demo) judge(ctx context.Context, first lab.Observation) error {
 		return fmt.Errorf("the guest found %d wrong pages", r.MemoryErrors)
 	case !r.SameBoot || !r.SameProcess:
 		return errors.New("it is not the same guest: it was booted again")
+	case r.LastTickBefore > r.CommittedTick:
+		return fmt.Errorf("the world was told of tick %d, the backup knew %d", r.LastTickBefore, r.CommittedTick)
 	case r.FirstTickAfter < r.CommittedTick:
 		return fmt.Errorf("the guest went on from tick %d, but the backup had committed %d", r.FirstTickAfter, r.CommittedTick)
 	}

@@ -118,6 +118,13 @@ func (c *commands) run(words []string) (map[string]any, error) {
 		}
 		c.guest.work.dirtyPerSec.Store(int64(n))
 		return map[string]any{"dirty_pages_s": n}, nil
+	case "tick":
+		every, err := tickOf(float64(n), nil)
+		if err != nil {
+			return nil, fmt.Errorf("tick: %w", err)
+		}
+		c.guest.tellNs.Store(int64(every))
+		return map[string]any{"tick_ms": n}, nil
 	case "poweroff":
 		return c.after(func() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }), nil
 	case "reboot":

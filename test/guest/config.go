@@ -13,6 +13,7 @@ const (
 	memMaxMiB       = 1 << 16
 	pagesPerSecMax  = 10_000_000
 	tickMin         = time.Millisecond / 2
+	tickMaxMs       = 3_600_000
 	verifyPerSecDef = 8000
 )
 
@@ -23,7 +24,7 @@ type config struct {
 	memMiB       int            // ft.mem_mb, the working set
 	dirtyPerSec  int            // ft.dirty_pages_s, pages rewritten per second
 	verifyPerSec int            // ft.verify_pages_s, pages checked per second
-	tick         time.Duration  // ft.tick_ms, may be a fraction
+	tick         time.Duration  // ft.tick_ms, may be a fraction; 0: nobody is told
 }
 
 // parseConfig reads the command line. Unknown ft. keys are an error, so that a
@@ -57,11 +58,24 @@ func (c *config) set(key, value string) (err error) {
 	case "ft.tick_ms":
 		var ms float64
 		ms, err = strconv.ParseFloat(value, 64)
-		c.tick = max(time.Duration(ms*float64(time.Millisecond)), tickMin)
+		c.tick, err = tickOf(ms, err)
 	default:
 		err = fmt.Errorf("unknown key")
 	}
 	return err
+}
+
+// tickOf bounds a tick given in milliseconds.
+func tickOf(ms float64, err error) (time.Duration, error) {
+	switch {
+	case err != nil:
+		return 0, err
+	case !(ms >= 0 && ms <= tickMaxMs):
+		return 0, fmt.Errorf("not between 0 and %d ms", int64(tickMaxMs))
+	case ms == 0:
+		return 0, nil
+	}
+	return max(time.Duration(ms*float64(time.Millisecond)), tickMin), nil
 }
 
 func number(s string, max int) (int, error) {

@@ -11,7 +11,10 @@ func TestConfigFromCommandLine(t *testing.T) {
 		c.tick != 2500*time.Microsecond || c.dirtyPerSec != 2000 {
 		t.Fatalf("got %+v, %v", c, err)
 	}
-	for _, bad := range []string{"ft.mem_mb=-1", "ft.mem_mb=99999999", "ft.ip=nowhere", "ft.tickms=2", "ft.tick_ms=x"} {
+	if off, err := parseConfig("ft.tick_ms=0"); err != nil || off.tick != 0 {
+		t.Errorf("ticks that are off: %v, %v", off.tick, err)
+	}
+	for _, bad := range []string{"ft.tick_ms=-1", "ft.tick_ms=NaN", "ft.mem_mb=-1", "ft.mem_mb=99999999", "ft.ip=nowhere", "ft.tickms=2", "ft.tick_ms=x"} {
 		if _, err := parseConfig(bad); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -7,9 +7,13 @@
 //	req N         answers a numbered request and remembers the highest
 //	spin MS       reads the clock in a loop and reports the longest gap
 //	dirty N       rewrites N pages a second from now on
+//	tick MS       tells the observer a tick every MS milliseconds from now on, 0: never
 //	poweroff | reboot | panic
 //
 // Every answer is one line of JSON. See config for the kernel command line.
+//
+// On port 8 it serves numbered requests in binary, see guestapi.Request: state
+// changes first, in memory that is under verification too, then comes the answer.
 package main
 
 import (
@@ -31,8 +35,10 @@ type guest struct {
 	bootID  guestapi.BootID
 	beacon  *beacon
 	work    *workload
+	accept  *acceptance
 	counter atomic.Uint64
 	gpa     atomic.Uint64
+	tellNs  atomic.Int64 // between ticks to the observer; 0: none are sent
 }
 
 func main() {
@@ -77,6 +83,8 @@ func run() error {
 	}
 	g.work.dirtyPerSec.Store(int64(cfg.dirtyPerSec))
 	g.work.run(cfg.verifyPerSec)
+	go pace(func() int64 { return ledgerVerifyPerSec }, g.accept.ledger.verify)
+	g.tellNs.Store(int64(cfg.tick))
 	say("%s", ready(g))
 	g.run(cfg.tick, conn)
 	return nil
@@ -102,11 +110,14 @@ func newGuest(cfg config) (*guest, error) {
 	if g.work, err = newWorkload(cfg.memMiB << 20 / pageBytes); err != nil {
 		return nil, err
 	}
+	if g.accept, err = newAcceptance(g.bootID, g.work.damaged); err != nil {
+		return nil, err
+	}
 	g.gpa.Store(g.beacon.gpa())
 	return g, nil
 }
 
-// network brings up the first interface and the command port. The returned
+// network brings up the first interface and the services. The returned
 // connection is where ticks go; it is nil when nobody asked for them.
 func (g *guest) network(cfg config) (net.Conn, error) {
 	if !cfg.ip.IsValid() {
@@ -120,6 +131,9 @@ func (g *guest) network(cfg config) (net.Conn, error) {
 		return nil, err
 	}
 	if err := (&commands{guest: g}).serve(); err != nil {
+		return nil, err
+	}
+	if err := g.accept.serve(); err != nil {
 		return nil, err
 	}
 	if !cfg.observer.IsValid() {
@@ -137,17 +151,32 @@ func (g *guest) tick() guestapi.Tick {
 	}
 }
 
+const (
+	// quietTick is how often the beacon page changes when ft.tick_ms is 0.
+	quietTick = 100 * time.Millisecond
+	// ledgerVerifyPerSec is how many sessions' records are compared a second.
+	ledgerVerifyPerSec = 500
+)
+
 // run ticks for ever: first into the beacon page, then to the observer, so
-// that nothing was told to the outside that memory does not know.
+// that nothing was told to the outside that memory does not know. The observer
+// may be told of fewer.
 func (g *guest) run(every time.Duration, conn net.Conn) {
 	buf := make([]byte, 0, guestapi.TickBytes)
-	spoken := time.Now()
-	for range time.Tick(every) {
+	if every == 0 {
+		every = quietTick
+	}
+	spoken, told, count := time.Now(), time.Now(), uint64(0)
+	for now := range time.Tick(every) {
 		g.counter.Add(1)
 		t := g.tick()
 		g.beacon.publish(t)
-		if conn != nil {
-			_, _ = conn.Write(t.Append(buf)) // an unreachable observer is not our problem
+		tell := time.Duration(g.tellNs.Load())
+		if conn != nil && tell > 0 && now.Sub(told) >= tell-every/2 {
+			told, t.Told = now, count
+			if _, err := conn.Write(t.Append(buf)); err == nil { // an unreachable observer is not our problem
+				count++
+			}
 		}
 		if time.Since(spoken) >= time.Second {
 			spoken = time.Now()

@@ -111,10 +111,14 @@ func (w *workload) verify(i int) {
 	if intact(&w.pages[i], uint64(i), w.versions[i]) {
 		return
 	}
-	w.errors.Add(1)
-	text := fmt.Sprintf("page %d version %d first word %#x", i, w.versions[i], w.pages[i][0])
-	w.firstError.CompareAndSwap(nil, &text)
+	w.damaged(fmt.Sprintf("page %d version %d first word %#x", i, w.versions[i], w.pages[i][0]))
 	fill(&w.pages[i], uint64(i), w.versions[i])
+}
+
+// damaged counts an error in the guest's memory and keeps the text of the first.
+func (w *workload) damaged(text string) {
+	w.errors.Add(1)
+	w.firstError.CompareAndSwap(nil, &text)
 }
 
 // run rewrites and verifies for ever, each at its own pace.

@@ -75,19 +75,20 @@ type Tick struct {
 	Passes      uint64 // complete verifications of the working set
 	Writes      uint64 // pages rewritten since boot
 	BeaconGPA   uint64 // guest-physical address of the beacon page
+	Told        uint64 // ticks sent before this one: a hole means that one was lost
 }
 
-var tickMagic = [8]byte{'v', 'f', 't', 't', 'i', 'c', 'k', '1'}
+var tickMagic = [8]byte{'v', 'f', 't', 't', 'i', 'c', 'k', '2'}
 
 // Append encodes t behind dst, TickBytes in all.
 func (t Tick) Append(dst []byte) []byte {
 	dst = append(dst, tickMagic[:]...)
 	dst = append(dst, t.BootID[:]...)
 	for _, v := range [...]uint64{t.Counter, t.MonotonicNs, t.UptimeNs, t.Pid,
-		t.MemErrors, t.Passes, t.Writes, t.BeaconGPA} {
+		t.MemErrors, t.Passes, t.Writes, t.BeaconGPA, t.Told} {
 		dst = binary.BigEndian.AppendUint64(dst, v)
 	}
-	return append(dst, make([]byte, TickBytes-88)...)
+	return dst
 }
 
 // ParseTick decodes one datagram. A datagram of another size or magic is an
@@ -99,7 +100,7 @@ func ParseTick(b []byte) (Tick, error) {
 	}
 	copy(t.BootID[:], b[8:24])
 	for i, p := range [...]*uint64{&t.Counter, &t.MonotonicNs, &t.UptimeNs, &t.Pid,
-		&t.MemErrors, &t.Passes, &t.Writes, &t.BeaconGPA} {
+		&t.MemErrors, &t.Passes, &t.Writes, &t.BeaconGPA, &t.Told} {
 		*p = binary.BigEndian.Uint64(b[24+8*i:])
 	}
 	return t, nil

@@ -7,7 +7,7 @@ import (
 
 func TestTickRoundTrip(t *testing.T) {
 	want := Tick{BootID: BootID{1, 2, 15: 9}, Counter: 1, MonotonicNs: 2, UptimeNs: 3, Pid: 4,
-		MemErrors: 5, Passes: 6, Writes: 7, BeaconGPA: 0x1234000}
+		MemErrors: 5, Passes: 6, Writes: 7, BeaconGPA: 0x1234000, Told: 8}
 	b := want.Append(nil)
 	if len(b) != TickBytes {
 		t.Fatalf("encoded tick has %d bytes, want %d", len(b), TickBytes)

@@ -1,0 +1,201 @@
+// Command chaos asks one question again and again: does anybody lose anything?
+// Clients work with a guest that virt-ft protects; at a random moment its QEMU,
+// the primary's daemon, the primary's host or the link between the hosts dies;
+// the guest must go on, on one host, with all that it ever answered and on the
+// same connections. Then it is protected again, to the other host, and the next
+// round begins. The clients' own log is the judge.
+//
+// Every round has a line on standard error; the last line, on standard output,
+// is JSON. The first loss ends the run. A seed repeats the choices of a run,
+// not its timing.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// chaos is one run.
+type chaos struct {
+	lab    *lab.Lab
+	out    *lab.Observer
+	client *lab.Client
+	guest  *lab.Guest
+	home   *lab.Host // where the guest runs
+
+	kinds   []kind
+	seed    uint64
+	first   int // number of the first round
+	kills   int
+	binary  string
+	dir     string // of the lab, kept; "" is a temporary one
+	extra   string // TOML for both daemons
+	stepMax time.Duration
+	tick    time.Duration
+	load    lab.ClientOptions
+	rounds  map[kind][]outcome
+	report  report
+}
+
+func main() {
+	lab.MaybeHost()
+	c := &chaos{rounds: map[kind][]outcome{}}
+	flag.IntVar(&c.kills, "kills", 200, "rounds, each with one fault")
+	flag.Uint64Var(&c.seed, "seed", 0, "of all random choices; 0 takes one from the clock")
+	flag.IntVar(&c.first, "from", 1, "number of the first round, to repeat a part of a run")
+	only := flag.String("only", "", "faults to choose from, such as qemu,link (default all)")
+	flag.StringVar(&c.binary, "virt-ft", "build/virt-ft", "the program under test")
+	flag.StringVar(&c.dir, "dir", "", "where the hosts' disks and logs are to stay (default: nowhere)")
+	flag.StringVar(&c.extra, "config", "", "TOML for both daemons' configurations")
+	flag.DurationVar(&c.stepMax, "step", time.Minute, "limit of each wait")
+	flag.DurationVar(&c.tick, "tick", 10*time.Millisecond, "how often the guest tells the observer where it is, at least 1ms")
+	flag.IntVar(&c.load.TCP, "tcp", 4, "TCP sessions")
+	flag.IntVar(&c.load.UDP, "udp", 2, "UDP sessions")
+	flag.BoolVar(&c.load.IPv6, "ipv6", true, "every other session over IPv6")
+	flag.DurationVar(&c.load.Pace, "pace", 10*time.Millisecond, "of each session, from an answer to the next request")
+	flag.DurationVar(&c.load.Jitter, "jitter", 30*time.Millisecond, "added to the pace at random")
+	flag.Parse()
+	var err error
+	if c.kinds, err = parseKinds(*only); err != nil || c.kills < 1 || c.first < 1 || c.tick < time.Millisecond {
+		fmt.Fprintln(os.Stderr, "chaos: bad arguments:", err)
+		os.Exit(2)
+	}
+	if c.seed == 0 {
+		c.seed = uint64(time.Now().UnixNano())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if !c.main(ctx) {
+		os.Exit(1)
+	}
+}
+
+// main runs it all and prints the closing line. It tells whether all is well.
+func (c *chaos) main(ctx context.Context) bool {
+	began := time.Now()
+	err := c.run(ctx)
+	r := &c.report
+	r.Chaos, r.Seed, r.Seconds = "ok", c.seed, time.Since(began).Seconds()
+	r.tally(c.rounds)
+	if err != nil {
+		r.Error = err.Error()
+	}
+	if err != nil || r.lost() {
+		r.Chaos = "failed"
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // plain fields always marshal
+	}
+	fmt.Println(string(line))
+	return r.Chaos == "ok"
+}
+
+func (c *chaos) run(ctx context.Context) error {
+	if err := c.build(ctx); err != nil {
+		c.close()
+		return err
+	}
+	defer c.close()
+	say("seed %d, %d rounds of %v; guest %s boot %v", c.seed, c.kills, c.kinds, c.guest.Name, c.guest.Ready.BootID)
+	for i := c.first; i < c.first+c.kills; i++ {
+		rng := rand.New(rand.NewPCG(c.seed, uint64(i)))
+		k := c.kinds[rng.IntN(len(c.kinds))]
+		o, err := c.round(ctx, k, rng)
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), c.judge(context.WithoutCancel(ctx)))
+		}
+		if err != nil {
+			c.report.FailedRound = i
+			say("round %d, %s: FAILED: %v", i, k, err)
+			say("again: -seed %d -from %d", c.seed, i)
+			c.showLogs()
+			return fmt.Errorf("round %d, %s: %w", i, k, err)
+		}
+		c.rounds[k] = append(c.rounds[k], o)
+		where := "stays on"
+		if o.moved {
+			where = fmt.Sprintf("after %.0f ms on", float64(o.failover.Microseconds())/1000)
+		}
+		say("round %d: %-6s guest %s %s, longest silence %.0f ms, %d answers in all, protected again after %.1f s",
+			i, k, where, c.home.Name, float64(o.silence.Microseconds())/1000, c.client.Verdict().Acked, o.repair.Seconds())
+	}
+	return c.judge(ctx)
+}
+
+// guestMemMiB and the working set are small, so that a round is short.
+const (
+	guestMemMiB  = 128
+	guestCmdline = "ft.mem_mb=24 ft.dirty_pages_s=1000 ft.verify_pages_s=8000 ft.tick_ms=%d"
+)
+
+// build makes hosts, daemons, guest and client.
+func (c *chaos) build(ctx context.Context) error {
+	assets, err := lab.FindAssets()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.stepMax)
+	defer cancel()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if c.lab, err = lab.New(ctx, lab.Options{Dir: c.dir, Log: log}); err != nil {
+		return err
+	}
+	if err := c.lab.InstallDaemons(c.binary, c.extra); err != nil {
+		return err
+	}
+	if err := c.lab.StartDaemons(ctx); err != nil {
+		return err
+	}
+	if c.out, err = lab.NewObserver(c.lab, time.Second); err != nil {
+		return err
+	}
+	boot, err := c.lab.InstallBoot(assets)
+	if err != nil {
+		return err
+	}
+	boot.NIC, boot.MemMiB, boot.Cmdline = true, guestMemMiB, fmt.Sprintf(guestCmdline, c.tick.Milliseconds())
+	c.home = c.lab.A
+	if c.guest, err = c.home.StartGuest(ctx, boot); err != nil {
+		return err
+	}
+	c.load.ID, c.load.Seed, c.load.AnswerMax = 1, c.seed, c.stepMax/2
+	c.client, err = c.lab.StartClient(ctx, c.load)
+	return err
+}
+
+func (c *chaos) close() {
+	if c.client != nil {
+		c.client.Stop()
+	}
+	if c.out != nil {
+		c.out.Close()
+	}
+	if c.lab != nil {
+		c.lab.Close()
+	}
+}
+
+// showLogs prints the ends of the daemons' logs, which go away with the lab.
+func (c *chaos) showLogs() {
+	const tail = 8000
+	for _, h := range c.lab.Hosts() {
+		b, err := os.ReadFile(h.Daemon.LogPath())
+		if err == nil {
+			fmt.Fprintf(os.Stderr, "--- %s, end of the daemon's log\n%s", h.Name, b[max(0, len(b)-tail):])
+		}
+	}
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "chaos: "+format+"\n", args...) }

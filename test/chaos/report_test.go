@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+func TestKinds(t *testing.T) {
+	if ks, err := parseKinds(""); err != nil || !slices.Equal(ks, faults()) {
+		t.Errorf("default: %v, %v", ks, err)
+	}
+	if ks, err := parseKinds("link, qemu"); err != nil || !slices.Equal(ks, []kind{faultLink, faultQEMU}) {
+		t.Errorf("two: %v, %v", ks, err)
+	}
+	for _, bad := range []string{"fire", "qemu,", ","} {
+		if _, err := parseKinds(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestReportOfRounds(t *testing.T) {
+	var r report
+	r.tally(map[kind][]outcome{
+		faultQEMU: {{moved: true, failover: 200 * time.Millisecond, silence: 3 * time.Second},
+			{moved: true, failover: 100 * time.Millisecond, heard: time.Millisecond, silence: time.Second}},
+		faultDaemon: {{back: 500 * time.Millisecond}},
+	})
+	q := r.Kinds[faultQEMU]
+	if r.Kills != 3 || q.Moved != 2 || q.Failover.Max != 200 || q.Silence.Max != 3000 || r.NetworkBack.Max != 500 || r.Kinds[faultDaemon].Failover != nil {
+		t.Errorf("%+v", r)
+	}
+	if r.lost() {
+		t.Error("a loss of nothing")
+	}
+	if b, err := json.Marshal(report{}); err != nil || strings.Contains(string(b), "network_back_ms") {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// TestAnyLossFailsTheRun: each count alone.
+func TestAnyLossFailsTheRun(t *testing.T) {
+	for name, harm := range map[string]func(r *report){
+		"acked_lost":     func(r *report) { r.judge(lab.Verdict{Acked: 9, AckedLost: 1}, 0) },
+		"tcp_reset":      func(r *report) { r.judge(lab.Verdict{TCPReset: 1}, 0) },
+		"contradictions": func(r *report) { r.judge(lab.Verdict{Contradictions: 1}, 0) },
+		"unanswered":     func(r *report) { r.judge(lab.Verdict{Unanswered: 1}, 0) },
+		"steps back":     func(r *report) { r.judge(lab.Verdict{}, 1) },
+		"memory_errors":  func(r *report) { r.MemoryErrors = 1 },
+		"two_hosts":      func(r *report) { r.TwoHosts = 1 },
+		"forgotten":      func(r *report) { r.Forgotten = 1 },
+	} {
+		var r report
+		harm(&r)
+		if !r.lost() {
+			t.Errorf("%s passes", name)
+		}
+	}
+}
