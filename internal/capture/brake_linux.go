@@ -21,7 +21,10 @@ const (
 	// maxDeviceBytes bounds the device state of a guest.
 	maxDeviceBytes = 64 << 20
 	// deviceRoom is allocated for the first device state.
-	deviceRoom = 1 << 20
+	deviceRoom = 128 << 10
+	// deviceTailBytes is the end of a device state: the footer of its last
+	// section (0x7e and the section's number) and the mark of the end.
+	deviceTailBytes = 6
 )
 
 type saveArgs struct {
@@ -31,9 +34,10 @@ type saveArgs struct {
 
 // underBrake stops the guest, runs work, lets the guest go and returns its
 // device state. work must not log or block; overdue tells it that the guest was
-// let go by the watchdog. On return the guest is as it was before, or QEMU has
+// let go by the watchdog. whole, if not nil, is told of the device state as soon
+// as it is all there, if that can be seen before the monitor says so. On return the guest is as it was before, or QEMU has
 // ended, or (ErrOutcomeUnknown) the pipe is broken so that QEMU lets it go.
-func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue func() bool) error) ([]byte, error) {
+func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue func() bool) error, whole func([]byte)) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -66,7 +70,13 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 	}
 	held := len(reply) == 0 // nobody has let the guest go but we, now
 	released := time.Now()
-	device, rerr := p.flow(device, reply)
+	told := 0 // bytes of device state
+	device, rerr := p.flow(device, reply, func(device []byte) {
+		if whole != nil && told == 0 && err == nil && held && len(device) > brake && s.complete(device) {
+			told = len(device)
+			whole(device)
+		}
+	})
 	end := time.Now()
 	ph.DeviceNs = end.Sub(released).Nanoseconds()
 	ph.PausedNs, ph.TotalNs = end.Sub(stopped).Nanoseconds(), end.Sub(start).Nanoseconds()
@@ -79,11 +89,24 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 		s.deviceBytes = 0
 		err = ErrNoBrake
 	}
+	if err == nil && told > 0 && told != len(device) {
+		err = ErrNotWhole
+	}
 	if err != nil {
 		return nil, err
 	}
 	s.deviceBytes = len(device)
+	s.deviceTail = [deviceTailBytes]byte(device[len(device)-deviceTailBytes:])
 	return device, nil
+}
+
+// complete tells whether device, which QEMU may still be writing, is all of a
+// device state: as long as the last one that the monitor confirmed, and with the
+// same last section and the mark of the end at its end. The monitor's word comes
+// a millisecond or two later, because libvirt keeps books of the guest's resume
+// first. A state of another length waits for it.
+func (s *Session) complete(device []byte) bool {
+	return len(device) == s.deviceBytes && [deviceTailBytes]byte(device[len(device)-deviceTailBytes:]) == s.deviceTail
 }
 
 // brake is the capacity of the pipe while the guest is held: as much of the
@@ -114,8 +137,8 @@ func (s *Session) send(ctx context.Context, p *pipe) <-chan error {
 }
 
 // flow lets the guest go: it drains the pipe until the monitor has replied,
-// and returns what was in it.
-func (p *pipe) flow(device []byte, reply <-chan error) ([]byte, error) {
+// and returns what was in it. It shows what there is so far to look.
+func (p *pipe) flow(device []byte, reply <-chan error, look func([]byte)) ([]byte, error) {
 	_ = p.resize(flowBytes) // EPERM: it stays small, and drains in more steps
 	over := false
 	for {
@@ -126,6 +149,9 @@ func (p *pipe) flow(device []byte, reply <-chan error) ([]byte, error) {
 			over = over || o
 		}
 		if err == nil && !ev.replied && !ev.gone {
+			if !over {
+				look(device)
+			}
 			continue
 		}
 		if err != nil || ev.gone {

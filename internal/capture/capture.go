@@ -64,6 +64,9 @@ var (
 	// ErrNoBrake means that the guest went on before we let it: its device
 	// state fits into one page. No PC has so little.
 	ErrNoBrake = errors.New("guest did not wait for the checkpoint")
+	// ErrNotWhole means that QEMU wrote on after its device state had seemed to
+	// be all there, and had been handed out.
+	ErrNotWhole = errors.New("device state went on after its end")
 	// ErrOutcomeUnknown means that the monitor did not tell whether the guest
 	// runs, and the pipe was closed to make QEMU let it go.
 	ErrOutcomeUnknown = errors.New("monitor does not answer")
@@ -114,8 +117,9 @@ type Session struct {
 	carry   []guestram.Range // collected, not delivered
 	closed  bool
 
-	deviceBytes int // of the last checkpoint
-	copiedBytes int // by the last checkpoint, under pause
+	deviceBytes int                   // of the last checkpoint
+	deviceTail  [deviceTailBytes]byte // of its device state
+	copiedBytes int                   // by the last checkpoint, under pause
 }
 
 // Open prepares the guest in process pid for checkpoints and starts to track

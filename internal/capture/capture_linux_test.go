@@ -57,6 +57,9 @@ type replica struct {
 	blocks []guestram.Block
 	mem    [][]byte
 	taken  int // checkpoints
+	// foreseen are those whose device state was known to be whole before the
+	// monitor said so.
+	foreseen int
 }
 
 func newReplica(blocks []guestram.Block) *replica {
@@ -81,15 +84,24 @@ func (r *replica) apply(b *Batch) error {
 
 func (r *replica) checkpoint(t testing.TB, s *Session) *Checkpoint {
 	t.Helper()
-	// Every second one hands its batch out early.
+	// Every second one hands out what it has early.
 	var batch *Batch
 	var early func(*Batch)
+	var device []byte
+	var whole func([]byte)
 	if r.taken++; r.taken%2 == 0 {
 		early = func(b *Batch) { batch = b }
+		whole = func(d []byte) { device = bytes.Clone(d) }
 	}
-	c, err := s.Checkpoint(t.Context(), early)
+	c, err := s.Checkpoint(t.Context(), early, whole)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if device != nil {
+		r.foreseen++
+		if !bytes.Equal(device, c.Device) {
+			t.Fatalf("%d bytes of device state were said to be all of %d", len(device), len(c.Device))
+		}
 	}
 	if batch == nil {
 		batch = c.Batch
@@ -260,7 +272,10 @@ func TestReplicaEqualsGuest(t *testing.T) {
 			if pages < epochs {
 				t.Errorf("only %d pages in %d epochs: the guest does not write", pages, epochs)
 			}
-			t.Logf("%d epochs: %d pages live, %d under pause, %d MiB in huge pages; longest checkpoint %.1f ms", epochs, live, pages, huge>>10, float64(longest)/1e6)
+			if r.foreseen == 0 {
+				t.Error("no device state was known to be whole before the monitor said so")
+			}
+			t.Logf("%d epochs: %d foreseen, %d pages live, %d under pause, %d MiB in huge pages; longest checkpoint %.1f ms", epochs, r.foreseen, live, pages, huge>>10, float64(longest)/1e6)
 		})
 	}
 }
@@ -317,7 +332,7 @@ func TestCaptureDoesNotInflateGuest(t *testing.T) {
 				if _, err := s.Live(t.Context(), func(b *Batch) error { b.Free(); return nil }); err != nil {
 					t.Fatal(err)
 				}
-				c, err := s.Checkpoint(t.Context(), nil)
+				c, err := s.Checkpoint(t.Context(), nil, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -357,7 +372,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if after := descriptors(t, g.PID); after != before {
 		t.Errorf("descriptors before:\n%s\nafter:\n%s", before, after)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, os.ErrClosed) {
+	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Checkpoint after Close: %v", err)
 	}
 	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", g.PID))
@@ -418,7 +433,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 		Args: [6]uint64{uint64(added.Fd), uint64(s.pipe.remote), unix.O_CLOEXEC}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 	if st := status(t, g); st != "running" {
@@ -439,7 +454,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 	if err := closeRemote(t.Context(), g.PID, s.pipe.remote); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 }

@@ -35,7 +35,7 @@ func (s *Session) Live(ctx context.Context, emit func(*Batch) error) (pages int,
 		_, err = s.underBrake(ctx, &Phases{}, func(func() bool) (err error) {
 			s.scratch, err = s.tracker.Collect(s.scratch)
 			return err
-		})
+		}, nil)
 	} else {
 		s.scratch, err = s.tracker.Collect(s.scratch)
 	}
@@ -138,7 +138,12 @@ type Phases struct {
 // guest is held, and must not block. Should the checkpoint fail after that, its
 // pages are part of the next one all the same: a later copy of a page is the
 // one that counts.
-func (s *Session) Checkpoint(ctx context.Context, early func(*Batch)) (*Checkpoint, error) {
+//
+// whole, if not nil, may get the device state before Checkpoint returns, when it
+// is all there and only the monitor's word is awaited; it must not block. Should
+// Checkpoint return an error after that, the device state must not be used: what
+// was made of it is to be given up.
+func (s *Session) Checkpoint(ctx context.Context, early func(*Batch), whole func(device []byte)) (*Checkpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -174,7 +179,7 @@ func (s *Session) Checkpoint(ctx context.Context, early func(*Batch)) (*Checkpoi
 			rs = own
 		}
 		return err
-	})
+	}, whole)
 	s.carry = s.carry[:0]
 	if err != nil {
 		s.keep(rs)

@@ -46,6 +46,7 @@ type Config struct {
 	LibvirtURI string            `toml:"libvirt_uri"` // the local libvirt
 	StateDir   string            `toml:"state_dir"`   // what must survive a reboot
 	RunDir     string            `toml:"run_dir"`     // what must not
+	Nice       int               `toml:"nice"`        // of the daemon's threads: output waits for them; 0 leaves it
 	Control    Control           `toml:"control"`
 	Transport  Transport         `toml:"transport"`
 	Epoch      Epoch             `toml:"epoch"`
@@ -122,6 +123,7 @@ func Default() Config {
 		LibvirtURI: "qemu:///system",
 		StateDir:   "/var/lib/virt-ft",
 		RunDir:     "/run/virt-ft",
+		Nice:       -12,
 		Transport: Transport{
 			Mode:       TransportTLS,
 			CA:         "/etc/pki/CA/cacert.pem",

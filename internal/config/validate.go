@@ -62,6 +62,7 @@ func (c Config) mistakes() []*Error {
 		"%q is not a local QEMU driver such as qemu:///system: the daemon traces QEMU processes of its own host", c.LibvirtURI)
 	k.dir("state_dir", c.StateDir)
 	k.dir("run_dir", c.RunDir)
+	k.require(c.Nice >= -20 && c.Nice <= 19, "nice", "%d is not between -20 and 19", c.Nice)
 	k.dir("control.socket", c.Control.Socket)
 	k.require(len(c.Control.Socket) <= socketPathMax, "control.socket",
 		"path has %d bytes, a Unix socket's may have %d", len(c.Control.Socket), socketPathMax)

@@ -65,6 +65,9 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 func (d *Daemon) Run(ctx context.Context) error {
 	d.ctx, d.cancel = context.WithCancel(ctx)
 	defer d.cancel()
+	if err := beNice(d.cfg.Nice); err != nil {
+		d.log.Warn("this daemon runs as slowly as others: set nice = 0, or give it CAP_SYS_NICE", "err", err)
+	}
 	if err := os.MkdirAll(d.cfg.RunDir, 0o755); err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}

@@ -242,6 +242,13 @@ func (o *outputs) atPause() {
 	o.queue = append(o.queue, h)
 }
 
+// sent is what belongs to the checkpoint of the last begin; capMu is held.
+func (o *outputs) sent() []netgate.Frame {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.next.frames
+}
+
 // ended says whether the checkpoint of the last begin came about, and returns
 // what belongs to it; capMu is held.
 func (o *outputs) ended(ok bool) []netgate.Frame {

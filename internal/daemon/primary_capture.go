@@ -136,8 +136,8 @@ func (p *primary) checkLayout() {
 // happens, it posts Captured or CaptureFailed exactly once.
 func (p *primary) capture(l *link, a ftengine.Capture) {
 	start := time.Now()
-	err := p.captureTo(l, a)
-	if err == nil && l.post(ftengine.Captured{Epoch: a.Epoch}) {
+	told, err := p.captureTo(l, a)
+	if told || err == nil && l.post(ftengine.Captured{Epoch: a.Epoch}) {
 		p.pace(start)
 		return
 	}
@@ -154,51 +154,70 @@ func (p *primary) capture(l *link, a ftengine.Capture) {
 
 var errNoCapture = errors.New("no capture session")
 
-func (p *primary) captureTo(l *link, a ftengine.Capture) error {
+// captureTo reports whether the machine was told Captured already: the epoch was
+// on its way before the monitor had said its last word.
+func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) {
 	p.capMu.Lock()
 	defer p.capMu.Unlock()
 	if p.cap == nil || l == nil {
-		return errNoCapture
+		return false, errNoCapture
 	}
 	if a.Initial {
 		if err := p.attachGate(l.ctx); err != nil {
-			return p.noGate(l, err)
+			return false, p.noGate(l, err)
 		}
 	}
 	pages, err := p.livePasses(l, a)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if a.Initial {
 		// From here on the backup may go on from what it has.
 		if err := p.out.hold(l); err != nil {
-			return err
+			return false, err
 		}
 	}
 	p.out.begin(l, a.Epoch)
+	last := shipment{epoch: a.Epoch, initial: a.Initial, last: true}
+	var late *capture.Batch // that the shipper had no room for
+	shipped := false
 	// Not l.ctx: a checkpoint that began is bounded by PauseMax and leaves
 	// the guest running; it is not to be cut short.
-	var late *capture.Batch // that the shipper has no room for now
 	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx), func(b *capture.Batch) {
 		if !l.tryEnqueue(shipment{epoch: a.Epoch, batch: b}) {
 			late = b
 		}
+	}, func(device []byte) {
+		if late == nil {
+			last.device, last.frames = device, p.out.sent()
+			shipped = l.tryEnqueue(last)
+			told = shipped && l.post(ftengine.Captured{Epoch: a.Epoch})
+		}
 	})
+	frames := p.out.ended(err == nil || shipped)
 	if late != nil {
 		if lerr := l.enqueue(shipment{epoch: a.Epoch, batch: late}); err == nil {
 			err = lerr
 		}
 	}
-	frames := p.out.ended(err == nil)
 	if err != nil {
-		return err
+		if shipped && !errors.Is(err, capture.ErrGuestGone) {
+			// The backup must not go on from it. (It may if QEMU ended after
+			// it had written all: watchGuest tells.)
+			l.fail(err)
+		}
+		return told, err
 	}
 	pages += c.Phases.Pages
 	p.stats.add(c.Phases.PausedNs, pages)
 	if c.Batch != nil {
 		c.Batch.Free() // empty
 	}
-	return l.enqueue(shipment{epoch: a.Epoch, device: c.Device, frames: frames, initial: a.Initial, last: true})
+	if shipped {
+		return told, nil
+	}
+	last.device, last.frames = c.Device, frames
+	return false, l.enqueue(last)
 }
 
 // attachGate puts the gate before the interfaces that the guest has now.

@@ -321,3 +321,32 @@ func TestBoundedQueue(t *testing.T) {
 	p.faithful(c)
 	p.verified(p.B)
 }
+
+// TestSlowBackup gives a backup up that lets output wait for longer than its
+// operator wants: the guest goes on alone, and is protected again afterwards.
+func TestSlowBackup(t *testing.T) {
+	p := newPair(t, "[heartbeat]\nlimit = \"20s\"\n")
+	g := p.guest(lab.GuestOptions{})
+	c := p.clients()
+	p.protect(p.A, g.Name)
+	p.answered(c)
+	thaw := p.freeze(p.B.Daemon.Process().Pid())
+	p.tickSilence()
+	p.muteWhile(c, func() {
+		if got := p.gate(p.A, g.Name); got.HeldFrames == 0 {
+			t.Errorf("nothing is held for a backup that does not answer: %+v", got)
+		}
+	})
+	_, err := p.A.Ctl(p.step(), "set", g.Name, "--held-max", "500ms")
+	p.must(err)
+	p.state(p.A, g.Name, "alone")
+	p.answered(c)
+	thaw()
+	p.state(p.A, g.Name, "protected")
+	p.answered(c)
+	p.faithful(c)
+	p.killQEMU(p.A, g.Name)
+	p.answered(c)
+	p.faithful(c)
+	p.verified(p.B)
+}

@@ -55,13 +55,14 @@ func imports() map[string][]string {
 		"internal/capture/qmptest": nil,
 		"internal/virt/virttest":   nil,
 
-		"test/chaos":  {"internal/lab"},
-		"test/demo":   {"internal/lab"},
-		"test/e2e":    {"internal/guestram", "internal/lab"},
-		"test/gotest": nil,
-		"test/guest":  {"internal/lab/guestapi"},
-		"test/house":  nil,
-		"test/pause":  {"internal/capture", "internal/lab", "internal/ptracer", "internal/virt"},
+		"test/chaos":         {"internal/lab"},
+		"test/chaos/mutants": {},
+		"test/demo":          {"internal/lab"},
+		"test/e2e":           {"internal/guestram", "internal/lab"},
+		"test/gotest":        nil,
+		"test/guest":         {"internal/lab/guestapi"},
+		"test/house":         nil,
+		"test/pause":         {"internal/capture", "internal/lab", "internal/ptracer", "internal/virt"},
 	}
 }
 

@@ -103,7 +103,7 @@ func (o *operator) checkpoint(ctx context.Context) (a answer, err error) {
 			return a, err
 		}
 	}
-	c, err := o.session.Checkpoint(ctx, nil)
+	c, err := o.session.Checkpoint(ctx, nil, nil)
 	if err != nil {
 		return a, err
 	}
