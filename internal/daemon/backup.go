@@ -134,6 +134,8 @@ func (b *backup) do(a ftengine.Action) {
 		}
 		b.persist(a.Generation, a.Phase, b.m.Reason())
 	case ftengine.MakeStandby:
+		// Before the new session is let go on: its epochs begin at 1 again.
+		b.kept.drop(0)
 		b.later(b.makeStandby)
 	case ftengine.RemakeStandby:
 		b.later(b.remakeStandby)

@@ -47,12 +47,7 @@ func TestDaemonLost(t *testing.T) {
 		t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
 	}
 	p.must(p.A.Daemon.Start(p.step()))
-	p.eventually("the copy on A still runs", func() error {
-		if _, err := p.A.QEMU(g.Name); err != nil {
-			return nil
-		}
-		return errStillThere
-	})
+	p.copyEnds(g)
 	if o, ok := p.out.LastFrom(p.A.Name); ok && o.At.After(first.At) {
 		t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
 	}

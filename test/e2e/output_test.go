@@ -21,6 +21,38 @@ func (p *pair) clients() *lab.Client {
 	return c
 }
 
+// underLoad makes a pair, and a protected guest with clients at work.
+func underLoad(t *testing.T, extra string, protect ...string) (*pair, *lab.Guest, *lab.Client) {
+	t.Helper()
+	p := newPair(t, extra)
+	g := p.guest(lab.GuestOptions{})
+	c := p.clients()
+	p.protect(p.A, g.Name, protect...)
+	p.answered(c)
+	return p, g, c
+}
+
+// survives kills the guest's QEMU on A and asks for all that its clients were
+// told, on B.
+func (p *pair) survives(g *lab.Guest, c *lab.Client) {
+	p.t.Helper()
+	p.killQEMU(p.A, g.Name)
+	p.answered(c)
+	p.faithful(c)
+	p.verified(p.B)
+}
+
+// copyEnds waits until there is no copy of the guest on A any more.
+func (p *pair) copyEnds(g *lab.Guest) {
+	p.t.Helper()
+	p.eventually("the copy on A still runs", func() error {
+		if _, err := p.A.QEMU(g.Name); err != nil {
+			return nil
+		}
+		return errStillThere
+	})
+}
+
 // answered waits for answers to requests that are sent from now on.
 func (p *pair) answered(c *lab.Client) {
 	p.t.Helper()
@@ -99,11 +131,7 @@ func (p *pair) muteWhile(c *lab.Client, do func()) {
 
 // TestOutputSurvives loses QEMU, then the whole host, with clients at work.
 func TestOutputSurvives(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name)
-	p.answered(c)
+	p, g, c := underLoad(t, "")
 	if got := p.gate(p.A, g.Name); got.Mode != "holding" || got.Logged == 0 {
 		t.Errorf("a protected guest's output is %+v", got)
 	}
@@ -144,10 +172,7 @@ func TestUnprotectedAgain(t *testing.T) {
 // TestDaemonRestart stops and kills the primary's daemon: nothing leaves until
 // there is one again, and then the guest's connections go on.
 func TestDaemonRestart(t *testing.T) {
-	p := newPair(t, patientBackup)
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name)
+	p, g, c := underLoad(t, patientBackup)
 	for name, end := range map[string]func() error{"stop": p.A.Daemon.Stop, "kill": p.A.Daemon.Kill} {
 		p.answered(c)
 		p.must(end())
@@ -189,12 +214,7 @@ func TestFrozenPrimary(t *testing.T) {
 		p.state(p.B, g.Name, "active")
 		p.answered(c)
 		thaw()
-		p.eventually("the copy on A still runs", func() error {
-			if _, err := p.A.QEMU(g.Name); err != nil {
-				return nil
-			}
-			return errStillThere
-		})
+		p.copyEnds(g)
 		p.answered(c)
 		p.faithful(c)
 		p.spokeOnce(began)
@@ -208,11 +228,7 @@ func TestFrozenPrimary(t *testing.T) {
 func TestOperatorDecides(t *testing.T) {
 	for _, where := range []string{"primary", "standby"} {
 		t.Run(where, func(t *testing.T) {
-			p := newPair(t, "")
-			g := p.guest(lab.GuestOptions{})
-			c := p.clients()
-			p.protect(p.A, g.Name, "--arbiter", "manual")
-			p.answered(c)
+			p, g, c := underLoad(t, "", "--arbiter", "manual")
 			began := time.Now()
 			p.must(p.CutReplication())
 			p.state(p.B, g.Name, "orphaned")
@@ -234,12 +250,7 @@ func TestOperatorDecides(t *testing.T) {
 			if where == "primary" {
 				p.state(p.A, g.Name, "protected")
 			} else {
-				p.eventually("the copy on A still runs", func() error {
-					if _, err := p.A.QEMU(g.Name); err != nil {
-						return nil
-					}
-					return errStillThere
-				})
+				p.copyEnds(g)
 			}
 			p.answered(c)
 			p.faithful(c)
@@ -252,11 +263,7 @@ func TestOperatorDecides(t *testing.T) {
 // TestStalled stops libvirtd, without which there are no checkpoints: output
 // waits, status says so, and all of it leaves afterwards.
 func TestStalled(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name)
-	p.answered(c)
+	p, g, c := underLoad(t, "")
 	thaw := p.freeze(p.A.Libvirtd.Process().Pid())
 	p.eventually("nothing is said to be stalled", func() error {
 		if p.gate(p.A, g.Name).Stalled == "" {
@@ -278,19 +285,13 @@ func TestStalled(t *testing.T) {
 	if got := p.gate(p.A, g.Name); got.Stalled != "" {
 		t.Errorf("still %+v", got)
 	}
-	p.killQEMU(p.A, g.Name)
-	p.answered(c)
-	p.faithful(c)
-	p.verified(p.B)
+	p.survives(g, c)
 }
 
 // TestBoundedQueue holds more than there is room for: what comes on top is
 // lost, as on a network card whose queue is full, and the rest survives.
 func TestBoundedQueue(t *testing.T) {
-	p := newPair(t, "[output]\nqueue_frames_max = 256\n")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name)
+	p, g, c := underLoad(t, "[output]\nqueue_frames_max = 256\n")
 	_, err := p.A.Ctl(p.step(), "set", g.Name, "--epoch-min", "10s", "--epoch-idle", "10s")
 	p.must(err)
 	p.eventually("nothing was dropped", func() error {
@@ -316,20 +317,13 @@ func TestBoundedQueue(t *testing.T) {
 	p.must(err)
 	p.answered(c)
 	p.faithful(c)
-	p.killQEMU(p.A, g.Name)
-	p.answered(c)
-	p.faithful(c)
-	p.verified(p.B)
+	p.survives(g, c)
 }
 
 // TestSlowBackup gives a backup up that lets output wait for longer than its
 // operator wants: the guest goes on alone, and is protected again afterwards.
 func TestSlowBackup(t *testing.T) {
-	p := newPair(t, "[heartbeat]\nlimit = \"20s\"\n")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name)
-	p.answered(c)
+	p, g, c := underLoad(t, "[heartbeat]\nlimit = \"20s\"\n")
 	thaw := p.freeze(p.B.Daemon.Process().Pid())
 	p.tickSilence()
 	p.muteWhile(c, func() {
@@ -345,8 +339,5 @@ func TestSlowBackup(t *testing.T) {
 	p.state(p.A, g.Name, "protected")
 	p.answered(c)
 	p.faithful(c)
-	p.killQEMU(p.A, g.Name)
-	p.answered(c)
-	p.faithful(c)
-	p.verified(p.B)
+	p.survives(g, c)
 }
