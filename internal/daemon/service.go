@@ -236,7 +236,8 @@ func (d *Daemon) Activate(ctx context.Context, domain string, force bool) error 
 	return d.notProtected(ctx, domain)
 }
 
-// find returns the runner of a domain, by name or UUID.
+// find returns the runner of a domain, by name or UUID. A name may be that of
+// another domain, too, whose guest is gone and for whose primary we still wait.
 func (d *Daemon) find(domain string) (*primary, *backup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -245,12 +246,16 @@ func (d *Daemon) find(domain string) (*primary, *backup) {
 			return p, nil
 		}
 	}
+	var found *backup
 	for uuid, b := range d.backups {
-		if uuid == domain || b.name == domain {
-			return nil, b
+		if uuid == domain || b.name == domain && (found == nil || found.idle()) {
+			found = b
+		}
+		if uuid == domain {
+			break
 		}
 	}
-	return nil, nil
+	return nil, found
 }
 
 // notProtected says so, with the last word on the domain if there is one.
