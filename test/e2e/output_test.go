@@ -282,9 +282,12 @@ func TestStalled(t *testing.T) {
 	thaw()
 	p.answered(c)
 	p.faithful(c)
-	if got := p.gate(p.A, g.Name); got.Stalled != "" {
-		t.Errorf("still %+v", got)
-	}
+	p.eventually("it is still said to be stalled", func() error {
+		if p.gate(p.A, g.Name).Stalled != "" {
+			return errStillThere
+		}
+		return nil
+	})
 	p.survives(g, c)
 }
 
