@@ -236,7 +236,7 @@ func (o *Observer) StepsBack() uint64 {
 func (o *Observer) Missing() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.told.missing
+	return o.told.gone()
 }
 
 // Speeches returns, in order, from which host's cable the guest was heard since

@@ -108,16 +108,19 @@ type told struct {
 	highest   uint64 // counter of this boot
 	next      uint64 // number of the tick that comes next
 	stepsBack uint64
-	missing   uint64
+	missing   map[uint64]bool // numbers that were skipped, the last toldMax of them
+	lost      uint64          // those that are too long ago to be in missing
 }
 
 func (t *told) add(now guestapi.Tick) {
 	if t.n > 0 && now.BootID != t.ring[(t.n-1)%toldMax].BootID {
 		t.highest, t.next = 0, now.Told
+		t.lost += uint64(len(t.missing))
+		clear(t.missing)
 	}
 	if now.Counter > t.highest {
 		if t.n > 0 && now.Told > t.next {
-			t.missing += now.Told - t.next
+			t.skip(t.next, now.Told)
 		}
 		t.highest, t.next = now.Counter, now.Told+1
 		t.ring[t.n%toldMax] = now
@@ -129,5 +132,28 @@ func (t *told) add(now guestapi.Tick) {
 			return
 		}
 	}
+	if t.missing[now.Told] {
+		// It was overtaken, as happens on any network and when a gate opens.
+		// One that the guest lived twice has a number that was heard before.
+		delete(t.missing, now.Told)
+		return
+	}
 	t.stepsBack++
 }
+
+// skip notes that the numbers from first up to next were not heard.
+func (t *told) skip(first, next uint64) {
+	if t.missing == nil {
+		t.missing = map[uint64]bool{}
+	}
+	for n := first; n < next; n++ {
+		if len(t.missing) >= toldMax {
+			t.lost += uint64(len(t.missing)) + next - n
+			clear(t.missing)
+			return
+		}
+		t.missing[n] = true
+	}
+}
+
+func (t *told) gone() uint64 { return t.lost + uint64(len(t.missing)) }

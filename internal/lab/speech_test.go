@@ -75,20 +75,28 @@ func TestToldTicksStayTold(t *testing.T) {
 	for _, x := range []guestapi.Tick{tick(1, 10, 5), tick(2, 20, 6), tick(5, 50, 7), tick(2, 20, 6), tick(5, 50, 7), tick(6, 60, 8)} {
 		told.add(x)
 	}
-	if told.stepsBack != 0 || told.missing != 0 {
+	if told.stepsBack != 0 || told.gone() != 0 {
 		t.Errorf("%+v of a guest that repeats itself", told)
 	}
 	told.add(tick(5, 51, 7)) // lived again, otherwise
 	told.add(tick(4, 40, 7)) // never told
-	if told.stepsBack != 2 || told.missing != 0 {
-		t.Errorf("%d steps back, want 2; %d missing", told.stepsBack, told.missing)
+	if told.stepsBack != 2 || told.gone() != 0 {
+		t.Errorf("%d steps back, want 2; %d missing", told.stepsBack, told.gone())
 	}
 	told.add(tick(9, 90, 11))
-	if told.missing != 2 {
-		t.Errorf("%d missing, want 2", told.missing)
+	if told.gone() != 2 {
+		t.Errorf("%d missing, want 2", told.gone())
+	}
+	told.add(tick(8, 80, 10)) // overtaken on its way
+	if told.stepsBack != 2 || told.gone() != 1 {
+		t.Errorf("a tick that was overtaken: %d steps back, want 2; %d missing, want 1", told.stepsBack, told.gone())
+	}
+	told.add(tick(8, 81, 10)) // which cannot happen twice
+	if told.stepsBack != 3 {
+		t.Errorf("%d steps back, want 3", told.stepsBack)
 	}
 	told.add(guestapi.Tick{BootID: guestapi.BootID{1}, Counter: 1})
-	if told.stepsBack != 2 || told.missing != 2 {
-		t.Errorf("another boot is no step back, and nothing is missing: %d, %d", told.stepsBack, told.missing)
+	if told.stepsBack != 3 || told.gone() != 1 {
+		t.Errorf("another boot is no step back, and nothing is missing: %d, %d", told.stepsBack, told.gone())
 	}
 }
