@@ -21,20 +21,16 @@ func (b *backup) openGate(st *virt.Standby) error {
 	if err != nil {
 		return err
 	}
-	have, err := virt.NICs(live)
+	nics, err := nicsOf(live)
 	if err != nil {
 		return err
 	}
-	want, err := virt.NICs(b.setup.LiveXML)
+	want, err := nicsOf(b.setup.LiveXML)
 	if err != nil {
 		return err
 	}
-	if len(have) != len(want) {
-		return fmt.Errorf("the standby has %d network interfaces, the guest %d", len(have), len(want))
-	}
-	var nics []netgate.NIC
-	for i, n := range have {
-		nics = append(nics, netgate.NIC{Index: uint16(i), Dev: n.Dev})
+	if len(nics) != len(want) {
+		return fmt.Errorf("the standby has %d network interfaces, the guest %d", len(nics), len(want))
 	}
 	if len(nics) == 0 {
 		return nil

@@ -135,15 +135,22 @@ func (o *outputs) await(f func() error) error {
 // it is there. Frames of an interface that was plugged in since the last time
 // pass until then.
 func (o *outputs) attach(liveXML string) error {
-	found, err := virt.NICs(liveXML)
+	nics, err := nicsOf(liveXML)
 	if err != nil {
 		return err
 	}
+	return o.await(func() error { return o.reattach(nics) })
+}
+
+// nicsOf returns the interfaces of a running domain as its gate knows them:
+// numbered in the order of the XML, which is the same on both hosts.
+func nicsOf(liveXML string) ([]netgate.NIC, error) {
+	found, err := virt.NICs(liveXML)
 	var nics []netgate.NIC
 	for i, n := range found {
 		nics = append(nics, netgate.NIC{Index: uint16(i), Dev: n.Dev})
 	}
-	return o.await(func() error { return o.reattach(nics) })
+	return nics, err
 }
 
 func (o *outputs) reattach(nics []netgate.NIC) error {

@@ -197,20 +197,27 @@ func (p *primary) tryOnGuest(f func(context.Context) error, done func(string) bo
 	if done == nil {
 		return err
 	}
-	raw, qerr := p.dom.QMP(ctx, "query-status", nil)
+	status, qerr := queryStatus(ctx, p.dom)
 	if qerr != nil {
 		return errors.Join(err, qerr)
+	}
+	if done(status) {
+		return nil
+	}
+	return errors.Join(err, fmt.Errorf("QEMU says that it is %q", status))
+}
+
+// queryStatus is what QEMU itself says of its guest's state.
+func queryStatus(ctx context.Context, dom *virt.Domain) (string, error) {
+	raw, err := dom.QMP(ctx, "query-status", nil)
+	if err != nil {
+		return "", err
 	}
 	var st struct {
 		Status string `json:"status"`
 	}
-	if qerr := json.Unmarshal(raw, &st); qerr != nil {
-		return qerr
-	}
-	if done(st.Status) {
-		return nil
-	}
-	return errors.Join(err, fmt.Errorf("QEMU says that it is %q", st.Status))
+	err = json.Unmarshal(raw, &st)
+	return st.Status, err
 }
 
 // isResumed is true for a guest that sleeps or panicked by itself, too.

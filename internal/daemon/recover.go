@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -166,17 +165,11 @@ func (d *Daemon) findStandby(ctx context.Context, m marker) (ftengine.StandbyFou
 	case m.Phase == "active" || st.Status == virt.Running:
 		return ftengine.StandbyRuns, dom, nil
 	}
-	raw, err := dom.QMP(ctx, "query-status", nil)
+	status, err := queryStatus(ctx, dom)
 	if err != nil {
 		return 0, nil, err
 	}
-	var q struct {
-		Status string `json:"status"`
-	}
-	if err := json.Unmarshal(raw, &q); err != nil {
-		return 0, nil, err
-	}
-	if q.Status == "inmigrate" {
+	if status == "inmigrate" {
 		return ftengine.StandbyGone, dom, nil
 	}
 	return ftengine.StandbyLoaded, dom, nil
