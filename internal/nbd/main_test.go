@@ -1,0 +1,12 @@
+package nbd
+
+import (
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	MaybeGuard()
+	maybeServe()
+	os.Exit(m.Run())
+}
