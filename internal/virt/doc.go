@@ -19,6 +19,10 @@
 // libvirt answers or the connection's keepalive gives it up. The effect may therefore still happen after the
 // method returned. At most maxCalls calls are under way on a connection; further ones wait for their turn.
 //
+// libvirt's client library can lose the wake-up of a call that begins while another is under way on the same
+// connection (virNetClientIO): the new one then waits for the other's answer, or for the next keepalive, which is
+// keepAliveSeconds away. So what has to be answered while a monitor command is held needs a Conn of its own.
+//
 // # Monitor
 //
 // [Domain.QMP], [Domain.HMP] and [Domain.QMPWithFiles] pass commands to QEMU through libvirt. The first one

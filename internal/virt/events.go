@@ -23,6 +23,12 @@ const (
 	DeviceAdded   Kind = "deviceAdded"   // Detail is the device's alias
 	DeviceRemoved Kind = "deviceRemoved" // Detail is the device's alias
 
+	// CopyReady: every write of the guest reaches the copy of the disk. Detail is the disk's target.
+	CopyReady Kind = "copyReady"
+	// CopyEnded: the block copy of a disk is over. Detail is the target and why, in two words: "vda failed"
+	// (the copy could not be written), "vda canceled" (aborted) or "vda completed" (the guest runs on the copy now).
+	CopyEnded Kind = "copyEnded"
+
 	// Disconnected, Reconnected and Lagged concern the stream itself: what happened meanwhile was not seen,
 	// so after Reconnected and Lagged the receiver must ask for the state of what it cares about.
 	Disconnected Kind = "disconnected"

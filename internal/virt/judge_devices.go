@@ -26,34 +26,6 @@ func judgeDevices(v *verdicts, d *libvirtxml.DomainDeviceList) {
 	judgeHarmless(v, d)
 }
 
-func judgeDisk(v *verdicts, d *libvirtxml.DomainDisk) {
-	item := "disk"
-	if d.Target != nil {
-		item += " " + d.Target.Dev
-	}
-	s := d.Source
-	switch {
-	case s != nil && (s.VHostUser != nil || s.VHostVDPA != nil):
-		v.fail(item, "another process or device writes into the guest's memory, which cannot be tracked", "use an ordinary disk")
-	case s != nil && s.NVME != nil:
-		v.fail(item, "a physical NVMe device belongs to this host", "use an image or a volume")
-	case d.Device == "lun":
-		v.fail(item, "SCSI commands are passed to a device of this host", "use <disk device='disk'>")
-	case noImage(s) && (d.Device == "cdrom" || d.Device == "floppy"):
-		v.ok(item, "empty drive")
-	case d.Device == "cdrom" || d.ReadOnly != nil:
-		v.ok(item, "read-only; the same image must be reachable on the backup host under the same name")
-	default:
-		v.fail(item, "writable disks are not replicated yet: after a failover memory and disk would not match",
-			"make it read-only, or detach it; the guest may run from an initramfs")
-	}
-}
-
-// noImage tells an empty drive; the XML library makes up a source for it.
-func noImage(s *libvirtxml.DomainDiskSource) bool {
-	return s == nil || (s.File != nil && s.File.File == "") || (s.Block != nil && s.Block.Dev == "")
-}
-
 // interfaceItem names an interface by its MAC address, or else its place.
 func interfaceItem(i int, n *libvirtxml.DomainInterface) string {
 	if n.MAC != nil {

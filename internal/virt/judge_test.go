@@ -13,7 +13,6 @@ func TestJudgeDevices(t *testing.T) {
 		level Level
 		text  string
 	}{
-		{`<disk type='file' device='disk'><source file='/a'/><target dev='vda'/></disk>`, "disk vda", Fail, "not replicated"},
 		{`<disk type='file' device='disk'><source file='/a'/><target dev='vda'/><readonly/></disk>`, "disk vda", OK, "read-only"},
 		{`<disk type='file' device='cdrom'><source file='/a'/><target dev='sda'/><readonly/></disk>`, "disk sda", OK, "read-only"},
 		{`<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>`, "disk sda", OK, "empty"},

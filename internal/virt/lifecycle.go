@@ -25,6 +25,24 @@ func lifecycle(event libvirt.DomainEventType, detail int) (Kind, string, bool) {
 	return "", "", false
 }
 
+// copyEvent names a libvirt block job event. Jobs of other kinds than copies are not events to us.
+func copyEvent(target string, kind libvirt.DomainBlockJobType, status libvirt.ConnectDomainEventBlockJobStatus) (Kind, string, bool) {
+	if kind != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY {
+		return "", "", false
+	}
+	switch status {
+	case libvirt.DOMAIN_BLOCK_JOB_READY:
+		return CopyReady, target, true
+	case libvirt.DOMAIN_BLOCK_JOB_COMPLETED:
+		return CopyEnded, target + " completed", true
+	case libvirt.DOMAIN_BLOCK_JOB_FAILED:
+		return CopyEnded, target + " failed", true
+	case libvirt.DOMAIN_BLOCK_JOB_CANCELED:
+		return CopyEnded, target + " canceled", true
+	}
+	return "", "", false
+}
+
 // word is the i-th of libvirt's enumeration, which only ever grows at its end.
 func word(i int, words ...string) string {
 	if i < 0 || i >= len(words) {

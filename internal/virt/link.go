@@ -93,8 +93,17 @@ func (l *link) register(onEvent func(Event)) error {
 	if err != nil {
 		return err
 	}
-	return add(l.conn.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemoved) {
+	err = add(l.conn.DomainEventDeviceRemovedRegister(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventDeviceRemoved) {
 		emit(d, DeviceRemoved, e.DevAlias)
+	}))
+	if err != nil {
+		return err
+	}
+	// Of the two kinds of this event it is the one that names the disk by its target.
+	return add(l.conn.DomainEventBlockJob2Register(nil, func(_ *libvirt.Connect, d *libvirt.Domain, e *libvirt.DomainEventBlockJob) {
+		if kind, detail, ok := copyEvent(e.Disk, e.Type, e.Status); ok {
+			emit(d, kind, detail)
+		}
 	}))
 }
 

@@ -96,6 +96,9 @@ func parseNote(doc string) (Note, error) {
 	if err := xml.Unmarshal([]byte(doc), &x); err != nil {
 		return Note{}, fmt.Errorf("virt-ft metadata: %w", err)
 	}
+	if x.XMLName.Local == staleElement {
+		return Note{}, fmt.Errorf("%w of a standby: it was started from a definition that is marked stale", ErrNoNote)
+	}
 	if x.XMLName.Local != noteElement {
 		return Note{}, fmt.Errorf("virt-ft metadata: element %q instead of %q", x.XMLName.Local, noteElement)
 	}
@@ -173,7 +176,7 @@ func (d *Domain) ClearNote(ctx context.Context) error {
 	return do(ctx, d, "remove virt-ft metadata", func(h *libvirt.Domain) error {
 		n, err := liveNote(h)
 		var e libvirt.Error
-		if errors.As(err, &e) && e.Code == libvirt.ERR_NO_DOMAIN_METADATA {
+		if errors.Is(err, ErrNoNote) || errors.As(err, &e) && e.Code == libvirt.ERR_NO_DOMAIN_METADATA {
 			return nil
 		}
 		if err != nil {

@@ -122,7 +122,7 @@ func (c *Conn) Leftovers(ctx context.Context) ([]*Domain, error) {
 		err := forEach(l, libvirt.CONNECT_LIST_DOMAINS_ACTIVE, func(h *libvirt.Domain) error {
 			n, err := liveNote(h)
 			var e libvirt.Error
-			if errors.As(err, &e) && (e.Code == libvirt.ERR_NO_DOMAIN || e.Code == libvirt.ERR_NO_DOMAIN_METADATA ||
+			if errors.Is(err, ErrNoNote) || errors.As(err, &e) && (e.Code == libvirt.ERR_NO_DOMAIN || e.Code == libvirt.ERR_NO_DOMAIN_METADATA ||
 				e.Code == libvirt.ERR_OPERATION_INVALID) { // the last: it ended meanwhile
 				return nil
 			}

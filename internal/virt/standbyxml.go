@@ -23,6 +23,14 @@ type StandbyOptions struct {
 	// feature, while the migratable XML holds the one that was asked for, which another host may resolve
 	// differently.
 	LiveXML string
+	// Disks names the image on this host of every disk that the guest can write, by the disk's target.
+	Disks map[string]StandbyDisk
+}
+
+// StandbyDisk is the standby's image of a disk: raw, in a file or on a block device.
+type StandbyDisk struct {
+	Path  string // absolute
+	Block bool   // a block device
 }
 
 // StandbyXML makes the XML of the standby domain out of the migratable XML of the protected one. It is a
@@ -31,6 +39,7 @@ type StandbyOptions struct {
 //   - QEMU waits for an incoming stream (-incoming defer); other <qemu:arg>s stay as they are
 //   - our Note in <metadata>, and a title and description that tell people what this domain is; the guest's
 //     own ones are kept in the Note
+//   - disks that the guest can write get images of this host (see placeDisks); others stay as they are
 //   - host-bound traces go: the id, dynamic security labels, pty paths
 //
 // Additions of ours from an earlier failover are taken out first. Elements that libvirtxml does not know are
@@ -59,6 +68,9 @@ func StandbyXML(src string, o StandbyOptions) (string, error) {
 	shareMemory(d)
 	waitForIncoming(d)
 	dropHostTraces(d)
+	if err := placeDisks(d, o.Disks); err != nil {
+		return "", fmt.Errorf("standby XML: domain %s: %w", d.Name, err)
+	}
 	if err := label(d, o); err != nil {
 		return "", fmt.Errorf("standby XML: domain %s: %w", d.Name, err)
 	}

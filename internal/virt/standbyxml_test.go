@@ -151,9 +151,19 @@ func FuzzStandbyXML(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(string(b))
+	disks, err := os.ReadFile("testdata/disks.xml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(disks))
 	f.Fuzz(func(t *testing.T, src string) {
 		o := StandbyOptions{Protection: "p", PrimaryHost: "a"}
 		Judge(src)
+		_, _ = Disks(src)
+		_, _ = Copies(src)
+		if same, err := SameHardware(src, src); err == nil && !same {
+			t.Fatal("not the same as itself")
+		}
 		first, err := StandbyXML(src, o)
 		if err != nil {
 			return

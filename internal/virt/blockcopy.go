@@ -1,0 +1,130 @@
+package virt
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+)
+
+// copyGranularityBytes is what QEMU copies at least, and aligned to, before the copy is whole. It is QEMU's default
+// for most images, and the size of the blocks that are compared with the backup's.
+const copyGranularityBytes = 64 << 10
+
+// abortPoll is how often AbortCopy looks whether an abort that somebody else began is over.
+const abortPoll = 20 * time.Millisecond
+
+// DiskSize is how large a disk is.
+type DiskSize struct {
+	// SizeBytes is what the guest sees.
+	SizeBytes uint64
+	// AllocatedBytes is what the top image occupies on this host. Backing files are not counted.
+	AllocatedBytes uint64
+}
+
+// DiskSize asks for the size of a running domain's disk.
+func (d *Domain) DiskSize(ctx context.Context, target string) (DiskSize, error) {
+	return onDomain(ctx, d, "get size of disk "+target, func(h *libvirt.Domain) (DiskSize, error) {
+		info, err := h.GetBlockInfo(target, 0)
+		if err != nil {
+			return DiskSize{}, err
+		}
+		return DiskSize{SizeBytes: info.Capacity, AllocatedBytes: info.Allocation}, nil
+	})
+}
+
+// StartCopy lets QEMU copy a disk to an NBD server on a Unix socket, and write to it, from now on, what the guest
+// writes: after the disk itself, and before the guest's write completes. It returns when the job has begun;
+// CopyReady says that the copy is whole, CopyEnded that the job is over. QEMU opens the socket, so its user needs
+// write access to it: libvirt does not change its owner.
+//
+// The job ends with the domain, and a domain that has it cannot be migrated or saved. QEMU copies the whole disk,
+// holes as zeroes. Of a disk with discard='unmap' it begins with zeroing the whole copy if the server offers to write
+// zeroes (mirror_dirty_init in QEMU's block/mirror.c); that cannot be chosen in the copy's XML, to which libvirt gives
+// the disk's own cache, io and discard modes. Guests' discards go nowhere meanwhile, neither to disk nor to copy.
+func (d *Domain) StartCopy(ctx context.Context, target, socket, export string) error {
+	dest, err := copyXML(socket, export)
+	if err != nil {
+		return &CallError{"copy disk " + target, d.name, err}
+	}
+	return do(ctx, d, "copy disk "+target, func(h *libvirt.Domain) error {
+		p := libvirt.DomainBlockCopyParameters{GranularitySet: true, Granularity: copyGranularityBytes}
+		return h.BlockCopy(target, dest, &p, libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB|libvirt.DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES)
+	})
+}
+
+// copyXML is the destination of a block copy.
+func copyXML(socket, export string) (string, error) {
+	if !strings.HasPrefix(socket, "/") || export == "" {
+		return "", fmt.Errorf("socket %q must be an absolute path, and export %q have a name", socket, export)
+	}
+	escape := func(s string) string {
+		var b strings.Builder
+		_ = xml.EscapeText(&b, []byte(s)) // a Builder does not fail
+		return b.String()
+	}
+	return fmt.Sprintf(`<disk type='network'><driver name='qemu' type='raw'/>`+
+		`<source protocol='nbd' name='%s'><host transport='unix' socket='%s'/></source></disk>`, escape(export), escape(socket)), nil
+}
+
+// AbortCopy ends the block copy of a disk; the guest goes on with the disk it has. It returns when the job is gone.
+// No job, or no running domain, is no error. QEMU waits for what the server has not answered yet, and the domain takes
+// no monitor command meanwhile: a server that does not answer any more has to close the connection first.
+func (d *Domain) AbortCopy(ctx context.Context, target string) error {
+	for {
+		gone, err := onDomain(ctx, d, "abort copy of disk "+target, func(h *libvirt.Domain) (bool, error) {
+			return abortCopy(h, target)
+		})
+		if errors.Is(err, ErrNoDomain) || errors.Is(err, ErrNotRunning) {
+			return nil
+		}
+		if gone || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(abortPoll):
+		case <-ctx.Done():
+			return &CallError{"abort copy of disk " + target, d.name, context.Cause(ctx)}
+		}
+	}
+}
+
+// abortCopy returns false when somebody else's abort is under way, for which libvirt does not wait.
+func abortCopy(h *libvirt.Domain, target string) (bool, error) {
+	err := h.BlockJobAbort(target, 0)
+	if err == nil {
+		return true, nil
+	}
+	info, infoErr := h.GetBlockJobInfo(target, 0)
+	var e libvirt.Error
+	switch {
+	case infoErr != nil:
+		return false, err
+	case info.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN: // there was none, or it ended by itself
+		return true, nil
+	case errors.As(err, &e) && e.Code == libvirt.ERR_OPERATION_INVALID:
+		return false, nil
+	}
+	return false, err
+}
+
+// CopyProgress is how far a block copy is. TotalBytes grows with what the guest writes meanwhile.
+type CopyProgress struct {
+	DoneBytes, TotalBytes uint64
+	Running               bool // false: there is no block copy of this disk
+}
+
+// CopyProgress asks how far the block copy of a disk is.
+func (d *Domain) CopyProgress(ctx context.Context, target string) (CopyProgress, error) {
+	return onDomain(ctx, d, "get progress of disk "+target, func(h *libvirt.Domain) (CopyProgress, error) {
+		info, err := h.GetBlockJobInfo(target, 0)
+		if err != nil || info.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY {
+			return CopyProgress{}, err
+		}
+		return CopyProgress{DoneBytes: info.Cur, TotalBytes: info.End, Running: true}, nil
+	})
+}
