@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -9,27 +10,52 @@ import (
 
 const benchRuns = 256 // runs of 4 pages: 4 MiB a message
 
-// BenchmarkPages moves 4 MiB Pages messages over loopback, SendPages to
-// RecvPages. Beside MB/s it reports the speed as a part of two floors taken in
-// turn with it, in the same run: a memcpy, and a plain Write and io.ReadFull
-// of the same bytes over another loopback connection (no format, no checksums).
+// BenchmarkPages moves 4 MiB Pages messages, see benchLent.
 func BenchmarkPages(b *testing.B) {
-	src, arena := make([]byte, MaxPageData), make([]byte, MaxPageData)
-	for i := range src {
-		src[i] = byte(i)
-	}
 	runs := make([]Run, benchRuns)
 	for i := range runs {
 		runs[i] = Run{Pages: MaxPageData / PageSize / benchRuns, Off: uint64(i) << 20}
 	}
+	benchLent(b, func(c *Conn, src []byte) error {
+		return c.SendPages(context.Background(), testStamp, runs, [][]byte{src}, nil)
+	})
+}
+
+// BenchmarkDiskWrites moves 4 MiB DiskWrites messages, see benchLent: as a guest
+// makes them that writes 4 KiB at a time, each lent by itself, and 1 MiB.
+func BenchmarkDiskWrites(b *testing.B) {
+	for _, size := range []int{4 << 10, 1 << 20} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			runs, data := make([]DiskRun, MaxPageData/size), make([][]byte, MaxPageData/size)
+			for i := range runs {
+				runs[i] = DiskRun{Bytes: uint32(size), Off: uint64(i) << 21}
+			}
+			benchLent(b, func(c *Conn, src []byte) error {
+				for i := range data {
+					data[i] = src[i*size:][:size]
+				}
+				return c.SendDiskWrites(context.Background(), testStamp, runs, data, nil)
+			})
+		})
+	}
+}
+
+// benchLent moves messages of 4 MiB of lent data over loopback, send to
+// RecvPages. Beside MB/s it reports the speed as a part of two floors taken in
+// turn with it, in the same run: a memcpy, and a plain Write and io.ReadFull
+// of the same bytes over another loopback connection (no format, no checksums).
+func benchLent(b *testing.B, send func(c *Conn, src []byte) error) {
+	src, arena := make([]byte, MaxPageData), make([]byte, MaxPageData)
+	for i := range src {
+		src[i] = byte(i)
+	}
 	sender, receiver := dataPair(b)
 	plainOut, plainIn := tcpPair(b)
 	alloc := func(n int) []byte { return arena[:n] }
-	pages := func() error { return sender.SendPages(context.Background(), testStamp, runs, [][]byte{src}, nil) }
 	recv := func() error { _, err := receiver.RecvPages(context.Background(), alloc); return err }
 
 	// The two sides take turns message by message, each in its own goroutine.
-	oursNs := newTurns(b, pages, recv)
+	oursNs := newTurns(b, func() error { return send(sender, src) }, recv)
 	plainNs := newTurns(b, func() error { _, err := plainOut.Write(src); return err },
 		func() error { _, err := io.ReadFull(plainIn, arena); return err })
 	b.SetBytes(MaxPageData)
@@ -86,7 +112,7 @@ func BenchmarkChecksum(b *testing.B) {
 	runs := []Run{{Pages: MaxPageData / PageSize}}
 	b.SetBytes(MaxPageData)
 	for range b.N {
-		head, err := c.pagesHead(testStamp, runs, [][]byte{src})
+		head, err := c.runsHead(testStamp, &Pages{runs}, [][]byte{src})
 		if err != nil {
 			b.Fatal(err)
 		}

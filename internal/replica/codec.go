@@ -184,11 +184,12 @@ func encodePayload(dst []byte, m Message) ([]byte, error) {
 }
 
 // AppendMessage appends header and payload of m to dst. h gives version,
-// protection and stamp; type, length and checksums are filled in. Pages are
-// refused: their data follows them, see [Conn.SendPages].
+// protection and stamp; type, length and checksums are filled in. Pages and
+// DiskWrites are refused: their data follows them, see [Conn.SendPages] and
+// [Conn.SendDiskWrites].
 func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
-	if m.Type() == TypePages {
-		return dst, &FormatError{Type: TypePages, Field: "type", Reason: "is sent with SendPages only"}
+	if m.Type().hasRuns() {
+		return dst, &FormatError{Type: m.Type(), Field: "type", Reason: "is sent with Send" + m.Type().String() + " only"}
 	}
 	start := len(dst)
 	if s, ok := m.(sized); ok {
@@ -205,8 +206,8 @@ func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
 }
 
 // DecodePayload reads the payload of a message of type t. It checks the format,
-// not the checksum. Byte slices in the result alias payload. For Pages, payload
-// is the run table without the data.
+// not the checksum. Byte slices in the result alias payload. For Pages and
+// DiskWrites, payload is the table of runs without the data.
 func DecodePayload(t Type, payload []byte) (Message, error) {
 	k := kindOf(t)
 	if k.message == nil {

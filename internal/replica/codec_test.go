@@ -25,7 +25,7 @@ var (
 	testStamp      = Stamp{Generation: 7, Epoch: 42}
 )
 
-// samples holds one message of each type but Pages.
+// samples holds one message of each type but those with runs.
 func samples() []Message {
 	return []Message{
 		&Hello{VersionMin: 1, VersionMax: 3, Channel: DataChannel, Role: RolePrimary, Capabilities: 5, WantGeneration: 7,
@@ -35,12 +35,13 @@ func samples() []Message {
 		&Refuse{Code: CodeVersion, Reason: "why", Remedy: "what to do"},
 		&Setup{SourceXML: "<domain/>", Machine: "pc-q35-7.2", Blocks: []Block{{"pc.ram", 256 << 20}, {"pc.bios", 256 << 10}},
 			QEMUVersion: 7002022, LibVersion: 9000000, VCPUs: 2, Epochs: EpochConfig{5e6, 1e8, 2},
-			Arbiter: "file", ArbiterIdentity: "/srv/ft"},
-		&Ready{}, &Device{Blob: []byte("QEVM...")}, &Output{samplePackets()}, &Input{samplePackets()[1:]},
-		&EpochEnd{Pages: 3, Packets: 2, Flags: EpochInitial, CapturedUnixNs: 1234567890},
+			Arbiter: "file", ArbiterIdentity: "/srv/ft", Durability: DurabilityFsync, Disks: sampleDisks()},
+		&Ready{Disks: []DiskReady{{"/srv/web1-vda.raw", true}, {"/srv/web1-sdb.raw", false}}}, &Device{Blob: []byte("QEVM...")}, &Output{samplePackets()}, &Input{samplePackets()[1:]},
+		&EpochEnd{Pages: 3, Packets: 2, DiskWrites: 9, Flags: EpochInitial, CapturedUnixNs: 1234567890},
 		&Ack{}, &Committed{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
 		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9},
 		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
+		&DiskSums{Disk: 1, FirstBlock: 0x1000, Sums: []byte("sixteen bytes ofa sum, then more")},
 	}
 }
 
@@ -97,7 +98,7 @@ func hexLines(b []byte) string {
 }
 
 func TestGoldenBytes(t *testing.T) {
-	seen := map[Type]bool{TypePages: true}
+	seen := map[Type]bool{TypePages: true, TypeDiskWrites: true}
 	for _, m := range samples() {
 		seen[m.Type()] = true
 		b, err := AppendMessage(nil, testHeader(), m)
@@ -125,6 +126,12 @@ func TestGoldenBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "Pages", w.Bytes())
+	c, w = wireConn(DataChannel)
+	writes, data := sampleDiskWrites()
+	if err := c.SendDiskWrites(t.Context(), testStamp, writes, [][]byte{data[:1], data[1:]}, nil); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "DiskWrites", w.Bytes())
 }
 
 func TestHeaderRefusals(t *testing.T) {
@@ -190,6 +197,7 @@ func TestPayloadRefusals(t *testing.T) {
 		"limit":       &Welcome{Version: 1, Channel: ControlChannel, State: BackupNone, HeartbeatPeriodNs: 2, SilenceLimitNs: 1},
 		"big blob":    &Device{Blob: make([]byte, MaxDeviceBytes+1)},
 		"pages":       &Pages{},
+		"disk writes": &DiskWrites{},
 		"no packet":   &Output{},
 		"no input":    &Input{},
 		"short":       &Output{[]Packet{{Data: make([]byte, MinPacketBytes-1)}}},
@@ -223,9 +231,12 @@ func TestLongTextIsCut(t *testing.T) {
 func TestCountsCannotAllocate(t *testing.T) {
 	// A count within its limit but beyond the bytes that are there.
 	setup := append([]byte{0, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 4, 0)
-	pages := []byte{0, 1, 0, 0}
+	runs := []byte{0, 1, 0, 0}
+	disks := []byte{0, 0, 0, MaxDisks}
+	sums := append(make([]byte, 10), 0, 1, 0, 0)
 	packets := []byte{0, 0, 0x7f, 0xff}
-	for typ, payload := range map[Type][]byte{TypeSetup: setup, TypePages: pages, TypeDevice: {4, 0, 0, 0}, TypeOutput: packets, TypeInput: packets} {
+	for typ, payload := range map[Type][]byte{TypeSetup: setup, TypePages: runs, TypeDiskWrites: runs, TypeReady: disks, TypeDiskSums: sums,
+		TypeDevice: {4, 0, 0, 0}, TypeOutput: packets, TypeInput: packets} {
 		allocs := testing.AllocsPerRun(10, func() {
 			if _, err := DecodePayload(typ, payload); !errors.Is(err, ErrMalformed) {
 				t.Errorf("%s: %v", typ, err)
@@ -237,7 +248,7 @@ func TestCountsCannotAllocate(t *testing.T) {
 	}
 }
 
-// genMessage draws a valid message of any type but Pages.
+// genMessage draws a valid message of any type but those with runs.
 func genMessage(t *rapid.T) Message {
 	name := rapid.StringMatching(`[a-zé☃]{0,60}`)
 	text := rapid.StringMatching(`[ -~é☃]{0,200}`)
@@ -259,11 +270,22 @@ func genMessage(t *rapid.T) Message {
 			blocks = append(blocks, Block{"b" + name.Draw(t, "block"), u64.Draw(t, "used")})
 		}
 		return &Setup{text.Draw(t, "xml"), text.Draw(t, "live"), name.Draw(t, "machine"), blocks, 7, 9, rapid.Uint32().Draw(t, "cpus"),
-			EpochConfig{i64.Draw(t, "min"), i64.Draw(t, "idle"), rapid.Uint32().Draw(t, "flight")}, name.Draw(t, "arbiter"), name.Draw(t, "identity")}
+			EpochConfig{i64.Draw(t, "min"), i64.Draw(t, "idle"), rapid.Uint32().Draw(t, "flight")}, name.Draw(t, "arbiter"), name.Draw(t, "identity"),
+			Durability(rapid.IntRange(1, 2).Draw(t, "durability")), genDisks(t)}
+	case *Ready:
+		var disks []DiskReady
+		for range rapid.IntRange(0, MaxDisks).Draw(t, "disks") {
+			disks = append(disks, DiskReady{"/" + name.Draw(t, "path"), rapid.Bool().Draw(t, "fresh")})
+		}
+		return &Ready{disks}
+	case *DiskSums:
+		sums := make([]byte, SumBytes*rapid.OneOf(rapid.IntRange(1, 20), rapid.Just(MaxSums)).Draw(t, "sums"))
+		sums[rapid.IntRange(0, len(sums)-1).Draw(t, "where")] = 1
+		return &DiskSums{rapid.Uint16().Draw(t, "disk"), rapid.Uint64Range(0, diskEnd/SumBlockBytes-MaxSums).Draw(t, "first"), sums}
 	case *Device:
 		return &Device{rapid.SliceOf(rapid.Byte()).Draw(t, "blob")}
 	case *EpochEnd:
-		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at")}
+		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at")}
 	case *Output:
 		return &Output{genPackets(t)}
 	case *Input:
@@ -325,6 +347,9 @@ func FuzzDecodePayload(f *testing.F) {
 	runs, _ := samplePages()
 	b, _ := encodePayload(nil, &Pages{Runs: runs})
 	f.Add(byte(TypePages), b)
+	writes, _ := sampleDiskWrites()
+	b, _ = encodePayload(nil, &DiskWrites{Runs: writes})
+	f.Add(byte(TypeDiskWrites), b)
 	f.Fuzz(func(t *testing.T, typ byte, payload []byte) {
 		m, err := DecodePayload(Type(typ), payload)
 		if err != nil {
@@ -375,6 +400,10 @@ func FuzzStream(f *testing.F) {
 	c, w := wireConn(DataChannel)
 	runs, data := samplePages()
 	_ = c.SendPages(context.Background(), testStamp, runs, [][]byte{data}, nil)
+	f.Add(true, bytes.Clone(w.Bytes()))
+	w.Reset()
+	writes, data := sampleDiskWrites()
+	_ = c.SendDiskWrites(context.Background(), testStamp, writes, [][]byte{data}, nil)
 	f.Add(true, bytes.Clone(w.Bytes()))
 	f.Add(false, all)
 	f.Fuzz(func(t *testing.T, onData bool, stream []byte) {

@@ -16,8 +16,9 @@ import (
 // little enough to be still in the cache.
 const crcChunk = 256 << 10
 
-// Frame is a received message. Data is set for Pages only: the pages of the
-// runs that are not zero, in order, in memory that the allocator gave.
+// Frame is a received message. Data is set for Pages and DiskWrites only: the
+// data of the runs that are not zero, in order, in memory that the allocator
+// gave.
 type Frame struct {
 	Header
 	Msg  Message
@@ -25,9 +26,9 @@ type Frame struct {
 }
 
 // Conn is one of the two connections of a protection, as [Listener] and
-// [Dialer] make it. Send and SendPages may be called from any goroutine;
-// receiving is for one goroutine at a time. An error of any of them, but for a
-// context that ended between two messages, is final: close the Conn.
+// [Dialer] make it. Send, SendPages and SendDiskWrites may be called from any
+// goroutine; receiving is for one goroutine at a time. An error of any of them,
+// but for a context that ended between two messages, is final: close the Conn.
 type Conn struct {
 	raw        net.Conn // the TCP connection, also under TLS
 	channel    Channel
@@ -98,10 +99,20 @@ func (c *Conn) Send(ctx context.Context, st Stamp, m Message) error {
 // exactly once, also on failure; see [zcstream.Sender.Send] for what done may
 // do. runs may be reused at once. Finding zero pages is the caller's part.
 func (c *Conn) SendPages(ctx context.Context, st Stamp, runs []Run, data [][]byte, done func(error)) error {
+	return c.sendRuns(ctx, st, &Pages{Runs: runs}, data, done)
+}
+
+// SendDiskWrites sends runs and the data of those that are not zero. It lends
+// data to the Conn exactly as SendPages does.
+func (c *Conn) SendDiskWrites(ctx context.Context, st Stamp, runs []DiskRun, data [][]byte, done func(error)) error {
+	return c.sendRuns(ctx, st, &DiskWrites{Runs: runs}, data, done)
+}
+
+func (c *Conn) sendRuns(ctx context.Context, st Stamp, m runsMessage, data [][]byte, done func(error)) error {
 	if done == nil {
 		done = func(error) {}
 	}
-	head, err := c.pagesHead(st, runs, data)
+	head, err := c.runsHead(st, m, data)
 	if err != nil {
 		done(err)
 		return err
@@ -115,46 +126,46 @@ func (c *Conn) SendPages(ctx context.Context, st Stamp, runs []Run, data [][]byt
 	return connError("send", c.peer, err)
 }
 
-// pagesHead returns header and run table for data, from the pool.
-func (c *Conn) pagesHead(st Stamp, runs []Run, data [][]byte) (*[]byte, error) {
-	p := Pages{Runs: runs}
+// runsHead returns the header of m and its table for data, from the pool.
+func (c *Conn) runsHead(st Stamp, m runsMessage, data [][]byte) (*[]byte, error) {
 	if c.channel != DataChannel {
-		return nil, &FormatError{Type: TypePages, Field: "type", Reason: "is not allowed on the control connection"}
+		return nil, &FormatError{Type: m.Type(), Field: "type", Reason: "is not allowed on the control connection"}
 	}
 	head, _ := c.heads.Get().(*[]byte)
 	if head == nil {
 		head = new([]byte)
 	}
-	buf, err := encodePayload(append((*head)[:0], make([]byte, HeaderBytes)...), &p)
+	buf, err := encodePayload(append((*head)[:0], make([]byte, HeaderBytes)...), m)
 	*head = buf // keeps what it grew to
 	if err != nil {
 		c.heads.Put(head)
 		return nil, err
 	}
-	crc, total := crc32.Checksum(buf[HeaderBytes:], castagnoli()), 0
+	crc, total := crc32.Checksum(buf[HeaderBytes:], castagnoli()), uint64(0)
 	for _, d := range data {
 		crc = crc32.Update(crc, castagnoli(), d)
-		total += len(d)
+		total += uint64(len(d))
 	}
-	if want, _ := p.dataBytes(); total != want {
+	if want := m.announced(); total != want {
 		c.heads.Put(head)
-		return nil, &FormatError{Type: TypePages, Field: "data", Reason: fmt.Sprintf("%d bytes, the runs announce %d", total, want)}
+		return nil, &FormatError{Type: m.Type(), Field: "data", Reason: fmt.Sprintf("%d bytes, the runs announce %d", total, want)}
 	}
 	h := c.header(st)
-	h.Type, h.PayloadBytes, h.PayloadCRC = TypePages, uint32(len(buf)-HeaderBytes+total), crc
+	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(buf)-HeaderBytes)+uint32(total), crc
 	h.append(buf[:0])
 	return head, nil
 }
 
 // Recv receives the next message of a control connection, or of a data
-// connection on which Pages are not expected. Byte slices in it are the caller's.
+// connection on which neither Pages nor DiskWrites are expected. Byte slices in it are the caller's.
 func (c *Conn) Recv(ctx context.Context) (Frame, error) { return c.RecvPages(ctx, nil) }
 
-// RecvPages receives the next message of a data connection: Pages, Device,
-// Output, EpochEnd or Error. For Pages with data, alloc is called with its length, at
-// most MaxPageData, and must return that many bytes, or nil to refuse; the data
-// is read straight into them. On an error after alloc was called, Frame.Data
-// still holds what it returned, for the caller to reclaim.
+// RecvPages receives the next message of a data connection: Pages, DiskWrites,
+// Device, Output, EpochEnd or Error. For Pages and DiskWrites with data, alloc
+// is called with its length, at most MaxPageData, and must return that many
+// bytes, or nil to refuse; the data is read straight into them. On an error
+// after alloc was called, Frame.Data still holds what it returned, for the
+// caller to reclaim.
 //
 // Errors are *ConnError with a Kind. A ctx whose deadline passed counts as
 // silence; when it passed between two messages, the Conn stays usable.
@@ -190,8 +201,8 @@ func (c *Conn) receiveBody(ctx context.Context, alloc func(int) []byte) (Frame, 
 	if err != nil {
 		return Frame{}, err
 	}
-	if h.Type == TypePages {
-		return c.receivePages(ctx, h, alloc)
+	if h.Type.hasRuns() {
+		return c.receiveRuns(ctx, h, alloc)
 	}
 	payload := make([]byte, h.PayloadBytes) // bounded by DecodeHeader
 	crc, err := c.readSummed(ctx, 0, payload)
@@ -226,10 +237,10 @@ func (c *Conn) admit(h Header) error {
 	return nil
 }
 
-// receivePages reads run table and data of a Pages message.
-func (c *Conn) receivePages(ctx context.Context, h Header, alloc func(int) []byte) (Frame, error) {
+// receiveRuns reads table and data of Pages or DiskWrites.
+func (c *Conn) receiveRuns(ctx context.Context, h Header, alloc func(int) []byte) (Frame, error) {
 	bad := func(field string, off int, format string, args ...any) error {
-		return &FormatError{Type: TypePages, Field: field, Offset: off, Reason: fmt.Sprintf(format, args...)}
+		return &FormatError{Type: h.Type, Field: field, Offset: off, Reason: fmt.Sprintf(format, args...)}
 	}
 	if h.PayloadBytes < 4 {
 		return Frame{}, bad("runs", 0, "payload of %d bytes", h.PayloadBytes)
@@ -248,21 +259,21 @@ func (c *Conn) receivePages(ctx context.Context, h Header, alloc func(int) []byt
 	if crc, err = c.readSummed(ctx, crc, table[4:]); err != nil {
 		return Frame{}, err
 	}
-	m, err := DecodePayload(TypePages, table)
+	m, err := DecodePayload(h.Type, table)
 	if err != nil {
 		return Frame{}, err
 	}
-	want, _ := m.(*Pages).dataBytes() // in bounds: DecodePayload checked
+	want := int(m.(runsMessage).announced()) // in bounds: DecodePayload checked
 	if len(table)+want != int(h.PayloadBytes) {
 		return Frame{}, bad("data", len(table), "%d bytes, the runs announce %d", int(h.PayloadBytes)-len(table), want)
 	}
 	f := Frame{Header: h, Msg: m}
 	if want > 0 {
 		if alloc == nil {
-			return Frame{}, bad("type", 5, "pages were not expected")
+			return Frame{}, bad("type", 5, "was not expected")
 		}
 		if f.Data = alloc(want); len(f.Data) != want {
-			return f, fmt.Errorf("no memory of %d bytes for pages", want)
+			return f, fmt.Errorf("no memory of %d bytes for %s", want, h.Type)
 		}
 	}
 	if crc, err = c.readSummed(ctx, crc, f.Data); err != nil {

@@ -126,19 +126,26 @@ func TestRefusedBeforeAllocation(t *testing.T) {
 		h.Type, h.PayloadBytes = typ, n
 		return h.append(nil)
 	}
-	pages := func(count uint32, rest ...byte) []byte {
-		return append(huge(TypePages, maxPagesPayload), append([]byte{byte(count >> 24), byte(count >> 16), byte(count >> 8), byte(count)}, rest...)...)
+	runs := func(typ Type, count uint32) []byte {
+		return append(huge(typ, maxRunsPayload), byte(count>>24), byte(count>>16), byte(count>>8), byte(count))
 	}
 	for name, c := range map[string]struct {
 		ch     Channel
 		stream []byte
 	}{
-		"Pages too long":           {DataChannel, huge(TypePages, maxPagesPayload+1)},
+		"Pages too long":           {DataChannel, huge(TypePages, maxRunsPayload+1)},
+		"DiskWrites too long":      {DataChannel, huge(TypeDiskWrites, maxRunsPayload+1)},
+		"DiskSums too long":        {ControlChannel, huge(TypeDiskSums, TypeDiskSums.MaxPayload()+1)},
+		"Ready too long":           {ControlChannel, huge(TypeReady, maxReadyPayload+1)},
 		"Device too long":          {DataChannel, huge(TypeDevice, 1<<32-1)},
 		"Device on control":        {ControlChannel, huge(TypeDevice, MaxDeviceBytes)},
-		"Pages on control":         {ControlChannel, huge(TypePages, maxPagesPayload)},
-		"too many runs":            {DataChannel, pages(MaxRuns + 1)},
-		"zero runs, much data":     {DataChannel, pages(0)},
+		"Pages on control":         {ControlChannel, huge(TypePages, maxRunsPayload)},
+		"DiskWrites on control":    {ControlChannel, huge(TypeDiskWrites, maxRunsPayload)},
+		"DiskSums on data":         {DataChannel, huge(TypeDiskSums, TypeDiskSums.MaxPayload())},
+		"too many runs":            {DataChannel, runs(TypePages, MaxRuns+1)},
+		"zero runs, much data":     {DataChannel, runs(TypePages, 0)},
+		"too many writes":          {DataChannel, runs(TypeDiskWrites, MaxRuns+1)},
+		"no writes, much data":     {DataChannel, runs(TypeDiskWrites, 0)},
 		"handshake in the session": {ControlChannel, huge(TypeHello, maxSmallPayload)},
 	} {
 		conn, w := wireConn(c.ch)

@@ -3,8 +3,9 @@
 // how their end is told apart. docs/PROTOCOL.md draws every byte.
 //
 // A protection has a control connection (handshake, setup, heartbeats,
-// acknowledgements, the log of inputs) and a data connection (pages, device
-// state, outputs, ends of epochs), so that a heartbeat never waits behind four megabytes of pages.
+// acknowledgements, the log of inputs, sums of disks) and a data connection
+// (pages, disk writes, device state, outputs, ends of epochs), so that a
+// heartbeat never waits behind four megabytes of pages.
 // The dialer asks for the control connection first, is given a token in the
 // [Welcome], and presents it on the data connection; the [Listener] pairs the
 // two into a [Session].

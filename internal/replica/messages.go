@@ -167,6 +167,8 @@ type Setup struct {
 	// Arbiter is the kind of arbiter both sides must ask, and ArbiterIdentity
 	// what tells two of a kind apart.
 	Arbiter, ArbiterIdentity string
+	Durability               Durability // of disk writes, before an epoch is acknowledged
+	Disks                    []Disk     // the writable ones
 }
 
 func (*Setup) Type() Type { return TypeSetup }
@@ -194,10 +196,14 @@ func (m *Setup) fields(c *codec) {
 	c.check(m.Epochs.MinNs >= 0 && m.Epochs.IdleNs >= 0, "epochMinNs", "is negative")
 	c.str("arbiter", &m.Arbiter, MaxNameBytes)
 	c.str("arbiterIdentity", &m.ArbiterIdentity, MaxNameBytes)
+	c.u8("durability", (*uint8)(&m.Durability))
+	c.check(m.Durability == DurabilityMemory || m.Durability == DurabilityFsync, "durability", "is neither memory nor fsync")
+	c.disks(&m.Disks)
 }
 
-// Ready says that the standby exists and that pages may come.
-type Ready struct{}
+// Ready says that the standby exists, and images for its disks, and that pages
+// and disk writes may come.
+type Ready struct{ Disks []DiskReady } // in the order of Setup.Disks, one for each
 
 // Device is the device state of a checkpoint: the blob of xen-save-devices-state.
 type Device struct{ Blob []byte }
@@ -211,17 +217,19 @@ const (
 	EpochFinal   EpochFlags = 1 << 1 // the last: the guest was shut down
 )
 
-// EpochEnd ends the stream of an epoch, after its Pages, its Device and its
-// Outputs.
+// EpochEnd ends the stream of an epoch, after its Pages, its DiskWrites, its
+// Device and its Outputs.
 type EpochEnd struct {
 	Pages          uint64 // pages in the runs of the epoch's Pages, zero runs included
 	Packets        uint64 // packets in the epoch's Outputs
+	DiskWrites     uint64 // runs in the epoch's DiskWrites
 	Flags          EpochFlags
 	CapturedUnixNs int64 // wall clock of the primary; for people, never for logic
 }
 
 // Ack says that the backup has staged the header's epoch completely, its
-// Outputs included: those may be released.
+// Outputs included: those may be released. Its disk writes are as durable as
+// Setup asked for.
 type Ack struct{}
 
 // Committed says that the backup has applied the header's epoch.
@@ -282,7 +290,6 @@ func (*Activated) Type() Type    { return TypeActivated }
 func (*Bye) Type() Type          { return TypeBye }
 func (*Error) Type() Type        { return TypeError }
 
-func (*Ready) fields(*codec)         {}
 func (*Ack) fields(*codec)           {}
 func (*Committed) fields(*codec)     {}
 func (*Released) fields(*codec)      {}
@@ -292,9 +299,23 @@ func (m *GuestDead) fields(c *codec) { c.text("reason", &m.Reason) }
 func (m *StandDown) fields(c *codec) { c.text("reason", &m.Reason) }
 func (m *Bye) fields(c *codec)       { c.text("reason", &m.Reason) }
 
+func (m *Ready) fields(c *codec) {
+	n := c.count("disks", len(m.Disks), MaxDisks, minDiskReadyBytes)
+	if !c.encoding && n > 0 {
+		m.Disks = make([]DiskReady, n)
+	}
+	for i := range n {
+		d := &m.Disks[i]
+		c.str("disk path", &d.Path, MaxPathBytes)
+		c.check(d.Path != "", "disk path", "is empty")
+		c.boolean("disk fresh", &d.Fresh)
+	}
+}
+
 func (m *EpochEnd) fields(c *codec) {
 	c.u64("pages", &m.Pages)
 	c.u64("packets", &m.Packets)
+	c.u64("diskWrites", &m.DiskWrites)
 	c.u32("flags", (*uint32)(&m.Flags))
 	c.check(m.Flags&^(EpochInitial|EpochFinal) == 0, "flags", "has unknown bits")
 	c.i64("capturedUnixNs", &m.CapturedUnixNs)

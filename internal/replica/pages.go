@@ -1,10 +1,5 @@
 package replica
 
-import (
-	"encoding/binary"
-	"fmt"
-)
-
 // RunFlags describe a run of pages.
 type RunFlags uint16
 
@@ -29,21 +24,8 @@ type Pages struct{ Runs []Run }
 func (*Pages) Type() Type { return TypePages }
 
 func (m *Pages) fields(c *codec) {
-	n := c.count("runs", len(m.Runs), MaxRuns, runBytes)
-	if !c.encoding && n > 0 {
-		m.Runs = make([]Run, n)
-	}
-	be := binary.BigEndian
-	for i := range n { // written out, because there may be many
-		r := &m.Runs[i]
-		if c.encoding {
-			c.buf = be.AppendUint16(c.buf, r.Block)
-			c.buf = be.AppendUint16(c.buf, uint16(r.Flags))
-			c.buf = be.AppendUint32(c.buf, r.Pages)
-			c.buf = be.AppendUint64(c.buf, r.Off)
-		} else if b := c.take("run", runBytes); b != nil {
-			*r = Run{be.Uint16(b), RunFlags(be.Uint16(b[2:])), be.Uint32(b[4:]), be.Uint64(b[8:])}
-		}
+	table(c, &m.Runs, func(r *Run) {
+		c.run(&r.Block, (*uint16)(&r.Flags), &r.Pages, &r.Off)
 		switch {
 		case r.Flags&^RunZero != 0:
 			c.fail("run flags", "%#04x has unknown bits", r.Flags)
@@ -52,25 +34,18 @@ func (m *Pages) fields(c *codec) {
 		case r.Off%PageSize != 0 || r.end() < r.Off:
 			c.fail("run offset", "%#x is not aligned or overflows", r.Off)
 		}
-		if c.err != nil {
-			return
-		}
-	}
-	if _, ok := m.dataBytes(); !ok {
-		c.fail("runs", "announce more than %d bytes of pages", MaxPageData)
-	}
+	})
+	c.bounded(m)
 }
 
-// dataBytes returns the length of the data that follows; ok is false when it is
-// over MaxPageData.
-func (m *Pages) dataBytes() (n int, ok bool) {
-	var pages uint64 // at most MaxRuns * 2^32: no overflow
+func (m *Pages) announced() uint64 {
+	var pages uint64 // at most MaxRuns * 2^32: no overflow, in bytes neither
 	for _, r := range m.Runs {
 		if r.Flags&RunZero == 0 {
 			pages += uint64(r.Pages)
 		}
 	}
-	return int(min(pages, MaxPageData/PageSize+1)) * PageSize, pages <= MaxPageData/PageSize
+	return pages * PageSize
 }
 
 // Count returns the number of pages in the runs, zero runs included.
@@ -87,12 +62,10 @@ func (m *Pages) Count() uint64 {
 func CheckRuns(runs []Run, blocks []Block) error {
 	for i, r := range runs {
 		if int(r.Block) >= len(blocks) {
-			return &FormatError{Type: TypePages, Field: "run block", Offset: 4 + i*runBytes,
-				Reason: fmt.Sprintf("%d, there are %d blocks", r.Block, len(blocks))}
+			return runError(TypePages, i, "run block", "%d, there are %d blocks", r.Block, len(blocks))
 		}
 		if b := blocks[r.Block]; r.end() < r.Off || r.end() > b.UsedBytes {
-			return &FormatError{Type: TypePages, Field: "run offset", Offset: 4 + i*runBytes,
-				Reason: fmt.Sprintf("%#x + %d pages is beyond %s of %d bytes", r.Off, r.Pages, b.Name, b.UsedBytes)}
+			return runError(TypePages, i, "run offset", "%#x + %d pages is beyond %s of %d bytes", r.Off, r.Pages, b.Name, b.UsedBytes)
 		}
 	}
 	return nil

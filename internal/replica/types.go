@@ -5,7 +5,7 @@ import "fmt"
 // Type is the type of a message. Zero is invalid. Numbers are never reused.
 type Type uint8
 
-// The message types, in the order in which they appear in a session.
+// The message types, the first 21 in the order in which they appear in a session.
 const (
 	TypeHello Type = iota + 1
 	TypeWelcome
@@ -28,6 +28,8 @@ const (
 	TypeActivated
 	TypeBye
 	TypeError
+	TypeDiskSums
+	TypeDiskWrites
 	typeEnd
 )
 
@@ -59,7 +61,7 @@ const (
 	MaxXMLBytes    = 512 << 10
 	MaxBlocks      = 1024
 	MaxRuns        = 65536
-	MaxPageData    = 4 << 20  // page bytes in one Pages
+	MaxPageData    = 4 << 20  // data of the runs of one Pages or DiskWrites
 	MaxDeviceBytes = 64 << 20 // device state of one checkpoint
 	PageSize       = 4096
 
@@ -70,9 +72,21 @@ const (
 	MaxOutputBytes  = 1 << 20                            // payload of one Output
 	MaxInputBytes   = 256 << 10                          // payload of one Input
 
+	MaxDisks      = 64
+	MaxPathBytes  = 4096
+	SumBlockBytes = 64 << 10 // of a disk, for each sum
+	SumBytes      = 16
+	MaxSums       = 4096 // in one DiskSums
+
 	maxSmallPayload = 4 << 10
 	runBytes        = 16
-	maxPagesPayload = 4 + MaxRuns*runBytes + MaxPageData
+	maxRunsPayload  = 4 + MaxRuns*runBytes + MaxPageData
+
+	diskEnd           = 1 << 60 // no disk is as large, so that a size or an offset is an int64 with room to spare
+	minDiskBytes      = 4 + 1 + 8 + 8 + 4 + 4 + 4
+	minDiskReadyBytes = 4 + 1 + 1
+	maxReadyPayload   = 4 + MaxDisks*(4+MaxPathBytes+1)
+	diskSumsHeadBytes = 2 + 8 + 4
 
 	packetHeadBytes   = 6 // before the data of a packet
 	minPacketWireSize = packetHeadBytes + MinPacketBytes
@@ -98,15 +112,15 @@ func kindOf(t Type) kind {
 	case TypeSetup:
 		return kind{"Setup", 2 << 20, ControlChannel, false, func() Message { return new(Setup) }}
 	case TypeReady:
-		return kind{"Ready", 0, ControlChannel, false, func() Message { return new(Ready) }}
+		return kind{"Ready", maxReadyPayload, ControlChannel, false, func() Message { return new(Ready) }}
 	case TypePages:
-		return kind{"Pages", maxPagesPayload, DataChannel, false, func() Message { return new(Pages) }}
+		return kind{"Pages", maxRunsPayload, DataChannel, false, func() Message { return new(Pages) }}
 	case TypeDevice:
 		return kind{"Device", 4 + MaxDeviceBytes, DataChannel, false, func() Message { return new(Device) }}
 	case TypeOutput:
 		return kind{"Output", MaxOutputBytes, DataChannel, false, func() Message { return new(Output) }}
 	case TypeEpochEnd:
-		return kind{"EpochEnd", 28, DataChannel, false, func() Message { return new(EpochEnd) }}
+		return kind{"EpochEnd", 36, DataChannel, false, func() Message { return new(EpochEnd) }}
 	case TypeAck:
 		return kind{"Ack", 0, ControlChannel, false, func() Message { return new(Ack) }}
 	case TypeCommitted:
@@ -131,6 +145,10 @@ func kindOf(t Type) kind {
 		return kind{"Bye", maxSmallPayload, ControlChannel, false, func() Message { return new(Bye) }}
 	case TypeError:
 		return kind{"Error", maxSmallPayload, onBoth, false, func() Message { return new(Error) }}
+	case TypeDiskSums:
+		return kind{"DiskSums", diskSumsHeadBytes + MaxSums*SumBytes, ControlChannel, false, func() Message { return new(DiskSums) }}
+	case TypeDiskWrites:
+		return kind{"DiskWrites", maxRunsPayload, DataChannel, false, func() Message { return new(DiskWrites) }}
 	}
 	return kind{}
 }
