@@ -104,6 +104,14 @@ func (c *Client) Stop() {
 	c.done.Wait()
 }
 
+// Quiet runs f while no request is under way: it waits for the answers, or for
+// sessions to give up, and the sessions go on afterwards. f must not call Check.
+func (c *Client) Quiet(f func() error) error {
+	c.quiet.Lock()
+	defer c.quiet.Unlock()
+	return f()
+}
+
 // Check waits until every request that is under way is answered, asks the guest
 // for all sessions' states and returns the verdict so far. The sessions go on
 // afterwards. It fails if the guest cannot be asked.

@@ -38,7 +38,10 @@ func (l *Lab) InstallBoot(a Assets) (GuestOptions, error) {
 	if err != nil {
 		return o, fmt.Errorf("lab: guest kernel: %w", err)
 	}
-	return o, writeInitramfs(o.Initrd, a)
+	if err := writeInitramfs(o.Initrd, a, guestModules()); err != nil {
+		return o, err
+	}
+	return o, writeInitramfs(diskInitrd(o.Initrd), a, append(guestModules(), diskModules()...))
 }
 
 // StartGuest creates the domain on the host and waits until the guest has
@@ -49,7 +52,12 @@ func (h *Host) StartGuest(ctx context.Context, o GuestOptions) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	o = o.withDefaults() // for its name
+	o = o.withDefaults() // for its name and disks
+	for _, d := range o.Disks {
+		if err := h.makeDisk(ctx, d); err != nil {
+			return nil, err
+		}
+	}
 	file := filepath.Join(h.lab.sharedDir(), o.Name+"."+h.Name+".xml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
@@ -65,6 +73,10 @@ func (h *Host) StartGuest(ctx context.Context, o GuestOptions) (*Guest, error) {
 		if err == nil {
 			var ok bool
 			if g.Ready, ok = guestapi.FindReady(console); ok {
+				if g.Ready.Disks != len(o.Disks) {
+					return nil, fmt.Errorf("lab: guest %s has %d of its %d disks; its console ends with %q",
+						o.Name, g.Ready.Disks, len(o.Disks), console[max(0, len(console)-2000):])
+				}
 				return g, nil
 			}
 		}

@@ -23,10 +23,17 @@ type GuestOptions struct {
 	Rich bool
 	// NIC gives the guest a virtio network card on br0.
 	NIC bool
+	// Disks are made by StartGuest, on its host, where they do not exist yet. A
+	// guest with disks waits at boot until it has them all.
+	Disks []GuestDisk
+	// AcceptDisk is the target of a disk of records to which the acceptance
+	// service writes before it answers [none].
+	AcceptDisk string
 	// Cmdline is put behind the lab's own kernel command line; a repeated
 	// ft. key overrides the earlier one.
 	Cmdline string
-	// Kernel and Initrd are paths that both hosts see [the lab's].
+	// Kernel and Initrd are paths that both hosts see, as InstallBoot returns
+	// them. A guest with disks boots from the initramfs beside Initrd.
 	Kernel, Initrd string
 }
 
@@ -64,7 +71,19 @@ func (o GuestOptions) withDefaults() GuestOptions {
 	if o.VCPUs == 0 {
 		o.VCPUs = max(1, o.NUMACells)
 	}
-	o.Cmdline = strings.TrimSpace(guestCmdline() + " " + o.Cmdline)
+	disks := make([]GuestDisk, 0, len(o.Disks)) // the caller's stay as they are
+	workloads := ""
+	for _, d := range o.Disks {
+		d = d.withDefaults(o.Name)
+		disks, workloads = append(disks, d), workloads+d.workload()
+	}
+	if len(disks) > 0 {
+		o.Disks, o.Initrd = disks, diskInitrd(o.Initrd)
+	}
+	if o.AcceptDisk != "" {
+		workloads += " ft.disk=" + o.AcceptDisk
+	}
+	o.Cmdline = strings.TrimSpace(guestCmdline() + workloads + " " + o.Cmdline)
 	return o
 }
 
@@ -81,7 +100,7 @@ func (o GuestOptions) check() error {
 	case o.NUMACells < 0 || o.NUMACells > guestCellsMax || o.NUMACells > o.VCPUs || o.NUMACells > o.MemMiB:
 		return fmt.Errorf("lab: %d NUMA cells for %d vCPUs", o.NUMACells, o.VCPUs)
 	}
-	return nil
+	return o.checkDisks()
 }
 
 // numaCell is one cell of the guest's NUMA topology.
@@ -143,6 +162,9 @@ const guestTemplate = `<domain type='qemu'>
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
 {{- end}}
   <vcpu>{{.VCPUs}}</vcpu>
+{{- with .IOThreads}}
+  <iothreads>{{.}}</iothreads>
+{{- end}}
   <os>
     <type arch='x86_64' machine='{{x .Machine}}'>hvm</type>
     <kernel>{{x .Kernel}}</kernel>
@@ -164,6 +186,17 @@ const guestTemplate = `<domain type='qemu'>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <serial type='file'><source path='{{x .Console}}'/><target port='0'/></serial>
     <console type='file'><source path='{{x .Console}}'/><target type='serial' port='0'/></console>
+{{- range .DiskList}}
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='{{.Format}}' cache='{{.Cache}}' discard='unmap'{{if and .Thread (eq .Bus "virtio")}} iothread='{{.Thread}}'{{end}}/>
+      <source file='{{x .Path}}'/>
+      <target dev='{{.Target}}' bus='{{.Bus}}'/>
+      <serial>{{.Target}}</serial>
+    </disk>
+{{- end}}
+{{- if ge .SCSIThread 0}}
+    <controller type='scsi' model='virtio-scsi'>{{with .SCSIThread}}<driver iothread='{{.}}'/>{{end}}</controller>
+{{- end}}
 {{- if .NIC}}
     <interface type='bridge'><mac address='{{.MAC}}'/><source bridge='br0'/><model type='virtio'/></interface>
 {{- end}}

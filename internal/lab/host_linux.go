@@ -37,6 +37,8 @@ type Host struct {
 	init  *Process
 	pidfd *os.File // of init; nil while the power is off
 	conn  *os.File // our end of init's socket; closing it ends the host
+	// limited are the directories that LimitDisk covered since PowerOn.
+	limited map[string]bool
 }
 
 // hostSetupMax bounds the namespaces' setup, libvirtdStartMax libvirtd's start,
@@ -122,7 +124,7 @@ func watch(cmd *exec.Cmd) *Process {
 func (h *Host) PowerOff() {
 	h.mu.Lock()
 	init, pidfd, conn := h.init, h.pidfd, h.conn
-	h.init, h.pidfd, h.conn = nil, nil, nil
+	h.init, h.pidfd, h.conn, h.limited = nil, nil, nil, nil
 	h.mu.Unlock()
 	if init == nil {
 		return

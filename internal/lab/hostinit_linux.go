@@ -163,7 +163,7 @@ func (s *hostSpec) mountDisk(disk string) error {
 			return err
 		}
 	}
-	return nil
+	return os.MkdirAll(imageDir, 0o711) // as libvirt's packages make it
 }
 
 func bindDir(from, to string) error {

@@ -60,14 +60,18 @@ func sourceRoot() (string, error) {
 	}
 }
 
-// writeInitramfs makes the guest's initramfs at path: the init program, the
-// modules it loads and their list in loading order.
-func writeInitramfs(path string, a Assets) error {
+// diskInitrd is where the initramfs for guests with disks lies, beside the other.
+// Modules that a guest does not need cost it time at boot.
+func diskInitrd(initrd string) string { return initrd + "-disks" }
+
+// writeInitramfs makes an initramfs at path: the init program, the modules it
+// loads and their list in loading order.
+func writeInitramfs(path string, a Assets, wanted []string) error {
 	tree, err := readModules(a.Modules)
 	if err != nil {
 		return err
 	}
-	modules, err := tree.closure(guestModules())
+	modules, err := tree.closure(wanted)
 	if err != nil {
 		return err
 	}

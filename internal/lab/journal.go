@@ -232,6 +232,47 @@ func (j *Journal) Verdict() Verdict {
 	return v
 }
 
+// Answered calls f with every entry that was answered with a serial above since,
+// until f returns false. f must not use the journal.
+func (j *Journal) Answered(since uint64, f func(Entry) bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, es := range j.sessions {
+		for i := range es {
+			if es[i].Serial > since && !f(es[i]) {
+				return
+			}
+		}
+	}
+}
+
+// request returns what the journal has of a request; false for one that was
+// never sent.
+func (j *Journal) request(session, seq uint64) (Entry, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	es := j.sessions[session]
+	if seq == 0 || seq > uint64(len(es)) {
+		return Entry{}, false
+	}
+	return es[seq-1], true
+}
+
+// holder returns the request that was given a serial, if one was.
+func (j *Journal) holder(serial uint64) (request, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	who, taken := j.serials[serial]
+	return who, taken
+}
+
+// generation names the boot of the guest that answered first; false before.
+func (j *Journal) generation() (uint64, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.boot.Generation(), j.boot != (guestapi.BootID{})
+}
+
 // FirstAnswerAfter returns the earliest answer received at t or later.
 func (j *Journal) FirstAnswerAfter(t time.Time) (first Entry, ok bool) {
 	j.mu.Lock()

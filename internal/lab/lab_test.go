@@ -136,6 +136,7 @@ func TestGuestXML(t *testing.T) {
 		"numa":   {NUMACells: 3, VCPUs: 4, MemMiB: 1000},
 		"rich":   {Rich: true, NIC: true},
 		"richpc": {Rich: true, Machine: "pc"},
+		"disks":  {AcceptDisk: "vda", Disks: []GuestDisk{{IOThread: true}, {Target: "sda", Bus: "scsi", IOThread: true}, {Target: "sdb", Bus: "sata", Path: "/a&b"}}},
 	} {
 		text, err := GuestXML(o)
 		if err != nil {
@@ -150,8 +151,42 @@ func TestGuestXML(t *testing.T) {
 	if cells[2].MemMiB != 334 || cells[0].CPUs != "0-0" || cells[2].CPUs != "2-3" {
 		t.Errorf("cells %+v", cells)
 	}
-	for _, bad := range []GuestOptions{{Machine: "riscv"}, {Memory: "tape"}, {VCPUs: -1}, {NUMACells: 4, VCPUs: 2}} {
+	for _, bad := range []GuestOptions{{Machine: "riscv"}, {Memory: "tape"}, {VCPUs: -1}, {NUMACells: 4, VCPUs: 2},
+		{AcceptDisk: "vda"}, {AcceptDisk: "vda", Disks: []GuestDisk{{FS: "ext4"}}}, {Disks: []GuestDisk{{}, {}}}, {Disks: make([]GuestDisk, guestDisksMax+1)}} {
 		if _, err := GuestXML(bad); err == nil {
+			t.Errorf("%+v was accepted", bad)
+		}
+	}
+}
+
+func TestGuestDiskXML(t *testing.T) {
+	o := GuestOptions{Initrd: "/i", AcceptDisk: "vda", Disks: []GuestDisk{
+		{}, {Target: "sda", Bus: "scsi", Format: "qcow2", Cache: "directsync", FS: "ext4"},
+		{Target: "vdb", IOThread: true}, {Target: "sdb", Bus: "scsi", IOThread: true},
+	}}
+	text, err := GuestXML(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"<initrd>/i-disks</initrd>", "<iothreads>2</iothreads>", "<driver iothread='2'/></controller>",
+		" ft.disks=vda:records ft.disks=sda:ext4 ft.disks=vdb:records ft.disks=sdb:records ft.disk=vda<",
+		"<driver name='qemu' type='raw' cache='none' discard='unmap'/>\n      <source file='/var/lib/libvirt/images/web1-vda.raw'/>",
+		"<driver name='qemu' type='raw' cache='none' discard='unmap' iothread='1'/>\n      <source file='/var/lib/libvirt/images/web1-vdb.raw'/>",
+		"<driver name='qemu' type='qcow2' cache='directsync' discard='unmap'/>", "<target dev='sda' bus='scsi'/>",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	if o.Disks[0] != (GuestDisk{}) {
+		t.Errorf("the caller's disk became %+v", o.Disks[0])
+	}
+	for _, bad := range []GuestDisk{
+		{Bus: "ide"}, {Bus: "scsi"}, {Target: "vdaa"}, {Target: "v a"}, {Target: "sda"}, {Format: "vmdk"}, {Backing: true},
+		{Cache: "unsafe"}, {FS: "xfs"}, {SizeMiB: 1}, {SizeMiB: -1}, {Target: "sda", Bus: "sata", IOThread: true}, {Path: "x"}, {Path: "/x/../y"},
+	} {
+		if _, err := GuestXML(GuestOptions{Disks: []GuestDisk{bad}}); err == nil {
 			t.Errorf("%+v was accepted", bad)
 		}
 	}

@@ -19,6 +19,10 @@ func guestModules() []string {
 	}
 }
 
+// diskModules is what a guest with disks loads besides: SCSI and SATA disks, and
+// a file system. ext4 asks for its checksum by another name than the module's.
+func diskModules() []string { return []string{"sd_mod", "crc32c_generic", "ext4"} }
+
 // modulesMax bounds how many modules one list may pull in.
 const modulesMax = 512
 

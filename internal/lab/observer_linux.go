@@ -59,6 +59,10 @@ type Observer struct {
 	err    error
 }
 
+// observerBytes is how much the kernel keeps for the observer while it is not
+// scheduled.
+const observerBytes = 32 << 20
+
 // gapsMax bounds how many gaps are kept; the first ones are.
 const gapsMax = 1 << 16
 
@@ -74,7 +78,9 @@ func NewObserver(l *Lab, note time.Duration) (*Observer, error) {
 		if o.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto); err != nil {
 			return err
 		}
-		if err = unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20); err != nil {
+		// By force, for the ordinary limit is less: what was held for seconds comes
+		// all at once, on every port of the bridge.
+		if err = unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, observerBytes); err != nil {
 			return err
 		}
 		if o.sink, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {

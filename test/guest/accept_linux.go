@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab/guestapi"
@@ -18,7 +19,10 @@ const (
 
 // acceptance is the service on guestapi.AcceptPort, over IPv4, and over IPv6 if
 // the kernel has it.
-type acceptance struct{ ledger *ledger }
+type acceptance struct {
+	ledger *ledger
+	scribe atomic.Pointer[scribe] // nil: answers are given at once
+}
 
 func newAcceptance(id guestapi.BootID, damaged func(string)) (*acceptance, error) {
 	first, err := anonymous(ledgerBytes)
@@ -30,6 +34,30 @@ func newAcceptance(id guestapi.BootID, damaged func(string)) (*acceptance, error
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
 	return &acceptance{ledger: newLedger(id, first, second, damaged)}, nil
+}
+
+// writeTo makes all answers from now on wait for their record on a disk; nil:
+// not any more. It returns the last serial that has none.
+func (a *acceptance) writeTo(d *recordDisk) (since uint64) {
+	if d == nil {
+		a.ledger.tell(nil, func(serial uint64) { since = serial; a.scribe.Store(nil) })
+		return since
+	}
+	s := newScribe(d)
+	// Within the ledger's lock, so that no request comes between the two.
+	a.ledger.tell(s.append, func(serial uint64) { since = serial; s.begin(serial); a.scribe.Store(s) })
+	go s.run()
+	return since
+}
+
+// answer serves a request. It is false for one that can never be answered,
+// because the disk failed.
+func (a *acceptance) answer(r guestapi.Request) (guestapi.Answer, bool) {
+	answer := a.ledger.serve(r)
+	if s := a.scribe.Load(); s != nil {
+		return answer, s.wait(answer.Serial)
+	}
+	return answer, true
 }
 
 func (a *acceptance) serve() error {
@@ -58,13 +86,25 @@ func (a *acceptance) serve() error {
 
 func (a *acceptance) serveUDP(conn net.PacketConn) {
 	in, out := make([]byte, guestapi.RequestBytes+1), make([]byte, 0, guestapi.AnswerBytes)
+	waiting := make(chan struct{}, acceptClientsMax)
 	for {
 		n, from, err := conn.ReadFrom(in)
 		if err != nil {
 			continue
 		}
-		if r, err := guestapi.ParseRequest(in[:n]); err == nil {
+		r, err := guestapi.ParseRequest(in[:n])
+		switch {
+		case err != nil:
+		case a.scribe.Load() == nil:
 			_, _ = conn.WriteTo(a.ledger.serve(r).Append(out), from) // a client asks again
+		default: // nobody waits for another's record
+			waiting <- struct{}{}
+			go func() {
+				defer func() { <-waiting }()
+				if answer, ok := a.answer(r); ok {
+					_, _ = conn.WriteTo(answer.Append(nil), from)
+				}
+			}()
 		}
 	}
 }
@@ -98,7 +138,11 @@ func (a *acceptance) serveConn(conn net.Conn) {
 		if err != nil {
 			return
 		}
-		if _, err := conn.Write(a.ledger.serve(r).Append(out)); err != nil {
+		answer, ok := a.answer(r)
+		if !ok {
+			continue // the client must not take a closed connection for the fault
+		}
+		if _, err := conn.Write(answer.Append(out)); err != nil {
 			return
 		}
 	}

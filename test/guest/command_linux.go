@@ -98,6 +98,9 @@ func (c *commands) run(words []string) (map[string]any, error) {
 	if len(words) == 0 {
 		return nil, fmt.Errorf("empty command")
 	}
+	if words[0] == "disk" {
+		return c.guest.disks.run(words[1:])
+	}
 	var n uint64
 	if len(words) > 1 {
 		var err error

@@ -25,7 +25,15 @@ type config struct {
 	dirtyPerSec  int            // ft.dirty_pages_s, pages rewritten per second
 	verifyPerSec int            // ft.verify_pages_s, pages checked per second
 	tick         time.Duration  // ft.tick_ms, may be a fraction; 0: nobody is told
+	disks        []diskConfig   // ft.disks, once for each
+	acceptDisk   string         // ft.disk, where the acceptance service writes before it answers
 }
+
+// diskConfig is one disk by its serial number, as "vda:records" or "vda:ext4".
+type diskConfig struct{ name, workload string }
+
+// disksMax bounds the disks.
+const disksMax = 8
 
 // parseConfig reads the command line. Unknown ft. keys are an error, so that a
 // misspelt one does not pass for a default.
@@ -59,6 +67,14 @@ func (c *config) set(key, value string) (err error) {
 		var ms float64
 		ms, err = strconv.ParseFloat(value, 64)
 		c.tick, err = tickOf(ms, err)
+	case "ft.disks":
+		name, workload, _ := strings.Cut(value, ":")
+		if name == "" || workload != "records" && workload != "ext4" || len(c.disks) == disksMax {
+			return fmt.Errorf("not one of at most %d NAME:records or NAME:ext4", disksMax)
+		}
+		c.disks = append(c.disks, diskConfig{name, workload})
+	case "ft.disk":
+		c.acceptDisk = value
 	default:
 		err = fmt.Errorf("unknown key")
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -14,7 +16,11 @@ func TestConfigFromCommandLine(t *testing.T) {
 	if off, err := parseConfig("ft.tick_ms=0"); err != nil || off.tick != 0 {
 		t.Errorf("ticks that are off: %v, %v", off.tick, err)
 	}
-	for _, bad := range []string{"ft.tick_ms=-1", "ft.tick_ms=NaN", "ft.mem_mb=-1", "ft.mem_mb=99999999", "ft.ip=nowhere", "ft.tickms=2", "ft.tick_ms=x"} {
+	disks, err := parseConfig("ft.disks=vda:records ft.disks=sdb:ext4 ft.disk=vda")
+	if err != nil || !slices.Equal(disks.disks, []diskConfig{{"vda", "records"}, {"sdb", "ext4"}}) || disks.acceptDisk != "vda" {
+		t.Errorf("disks: %+v, %v", disks, err)
+	}
+	for _, bad := range []string{strings.Repeat("ft.disks=vda:ext4 ", disksMax+1), "ft.disks=vda", "ft.disks=:records", "ft.disks=vda:xfs", "ft.tick_ms=-1", "ft.tick_ms=NaN", "ft.mem_mb=-1", "ft.mem_mb=99999999", "ft.ip=nowhere", "ft.tickms=2", "ft.tick_ms=x"} {
 		if _, err := parseConfig(bad); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -34,6 +34,16 @@ type ledger struct {
 	copies  [2][]byte
 	slots   map[uint64]int // session -> slot
 	checked int            // slot that verify looks at next
+	applied func(record)   // told of every request that is applied, with mu held; nil: nobody
+}
+
+// tell lets applied hear of all requests from now on. Before any, ready is told
+// the last serial that was given.
+func (l *ledger) tell(applied func(record), ready func(since uint64)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.applied = applied
+	ready(l.load(0).serial)
 }
 
 // ledgerBytes is the size of each copy.
@@ -116,6 +126,9 @@ func (l *ledger) serve(r guestapi.Request) guestapi.Answer {
 	next := record{session: r.Session, seq: r.Seq, nonce: r.Nonce, serial: head.serial, hash: guestapi.Chain(last.hash, r.Seq, r.Nonce)}
 	l.store(0, head)
 	l.store(slot, next)
+	if l.applied != nil {
+		l.applied(next)
+	}
 	return l.answer(guestapi.StatusApplied, next)
 }
 

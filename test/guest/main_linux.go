@@ -8,7 +8,20 @@
 //	spin MS       reads the clock in a loop and reports the longest gap
 //	dirty N       rewrites N pages a second from now on
 //	tick MS       tells the observer a tick every MS milliseconds from now on, 0: never
+//	disk ...      see below
 //	poweroff | reboot | panic
+//
+// On a disk it writes records, or files if the disk has a file system, and
+// remembers what must be there. A disk's name may stand before these commands,
+// which otherwise are about all disks:
+//
+//	disk status               what is known about them
+//	disk load RATE [BYTES]    writes so often a second from now on
+//	disk quiet                ends that; answers when nothing is under way any more
+//	disk check                reads all and counts what is missing, foreign or torn
+//	disk trim | zero [MIB N]  discards, or zeroes, N MiB from there on, or 1 MiB anywhere
+//	disk bench SECONDS        measures writes: 4 KiB for so long, then 1 MiB
+//	disk accept [off]         port 8 answers when a record of the request is durable
 //
 // Every answer is one line of JSON. See config for the kernel command line.
 //
@@ -36,6 +49,7 @@ type guest struct {
 	beacon  *beacon
 	work    *workload
 	accept  *acceptance
+	disks   disks
 	counter atomic.Uint64
 	gpa     atomic.Uint64
 	tellNs  atomic.Int64 // between ticks to the observer; 0: none are sent
@@ -77,6 +91,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	g.disks.open(cfg, g.bootID) // before any request comes
 	conn, err := g.network(cfg)
 	if err != nil {
 		say("network: %v (console only)", err)
@@ -91,7 +106,8 @@ func run() error {
 }
 
 func ready(g *guest) string {
-	line := guestapi.Ready{BeaconGPA: g.gpa.Load(), BootID: g.bootID, Pid: os.Getpid()}.Line()
+	line := guestapi.Ready{BeaconGPA: g.gpa.Load(), BootID: g.bootID, Pid: os.Getpid(),
+		Disks: len(g.disks.records) + len(g.disks.files)}.Line()
 	return line[len("VIRTFT-GUEST "):]
 }
 
@@ -113,6 +129,7 @@ func newGuest(cfg config) (*guest, error) {
 	if g.accept, err = newAcceptance(g.bootID, g.work.damaged); err != nil {
 		return nil, err
 	}
+	g.disks.accept = g.accept
 	g.gpa.Store(g.beacon.gpa())
 	return g, nil
 }

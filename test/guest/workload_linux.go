@@ -58,6 +58,9 @@ func newWorkload(n int) (*workload, error) {
 	return w, nil
 }
 
+// release gives back what anonymous mapped.
+func release(b []byte) error { return unix.Munmap(b) }
+
 func anonymous(bytes int) ([]byte, error) {
 	return unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 }

@@ -45,6 +45,10 @@ cat >"$work/patterns" <<'PATTERNS'
 ./boot/vmlinuz-*
 */modules.builtin
 */kernel/block/*
+*/kernel/crypto/crc*
+*/kernel/fs/ext4/*
+*/kernel/fs/jbd2/*
+*/kernel/fs/mbcache.ko*
 */kernel/lib/*
 */kernel/net/core/*
 */kernel/drivers/ata/*ahci*
@@ -62,6 +66,7 @@ cat >"$work/patterns" <<'PATTERNS'
 */kernel/drivers/ptp/*
 */kernel/drivers/scsi/scsi_common.ko*
 */kernel/drivers/scsi/scsi_mod.ko*
+*/kernel/drivers/scsi/sd_mod.ko*
 */kernel/drivers/scsi/virtio_scsi.ko*
 */kernel/drivers/virtio/*
 */kernel/drivers/watchdog/i6300esb.ko*

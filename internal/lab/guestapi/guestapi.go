@@ -1,6 +1,6 @@
 // Package guestapi is what the lab's guest and the world around it agree on:
-// the tick datagram, the beacon page and the line that announces the guest on
-// its console. It does no I/O, so both sides can import it.
+// the tick datagram, the beacon page, requests and answers of the acceptance
+// service, records on disks, and the line that announces the guest on its console. It does no I/O, so both sides can import it.
 package guestapi
 
 import (
@@ -139,13 +139,14 @@ type Ready struct {
 	BeaconGPA uint64
 	BootID    BootID
 	Pid       int
+	Disks     int // that have their workload
 }
 
 const readyPrefix = "VIRTFT-GUEST ready "
 
 // Line is the console line of r, without a newline.
 func (r Ready) Line() string {
-	return fmt.Sprintf("%sbeacon_gpa=%#x boot_id=%s pid=%d", readyPrefix, r.BeaconGPA, r.BootID, r.Pid)
+	return fmt.Sprintf("%sbeacon_gpa=%#x boot_id=%s pid=%d disks=%d", readyPrefix, r.BeaconGPA, r.BootID, r.Pid, r.Disks)
 }
 
 // FindReady looks for a whole announcement in what the console printed so far.
@@ -166,6 +167,8 @@ func FindReady(console string) (Ready, bool) {
 			r.BootID, err = ParseBootID(value)
 		case "pid":
 			r.Pid, err = strconv.Atoi(value)
+		case "disks":
+			r.Disks, err = strconv.Atoi(value)
 		}
 		if err != nil {
 			return Ready{}, false

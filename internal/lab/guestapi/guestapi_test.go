@@ -30,7 +30,7 @@ func TestReadyLine(t *testing.T) {
 	if err != nil || id.String() != "0b0e1e3c-7a45-4a4f-9d1c-0123456789ab" {
 		t.Fatalf("boot id %s, %v", id, err)
 	}
-	want := Ready{BeaconGPA: 0xabc000, BootID: id, Pid: 1}
+	want := Ready{BeaconGPA: 0xabc000, BootID: id, Pid: 1, Disks: 2}
 	got, ok := FindReady("[ 1.0] noise\r\n" + want.Line() + "\r\nmore")
 	if !ok || got != want {
 		t.Fatalf("got %+v, %v", got, ok)
