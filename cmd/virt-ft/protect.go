@@ -22,6 +22,10 @@ what it depends on: nobody sees an answer that a failover would forget. So
 sending is what checkpoints are taken for, as often as --epoch-min allows, and
 every --epoch-idle otherwise; what is not given, the configuration says.
 
+Writable disks are copied to flat raw images on HOST, and what is written to
+them follows with each checkpoint. An image that is there from earlier is only
+brought up to date.
+
 Returns when the domain is protected; the daemon keeps it so. Interrupting the
 command before that cancels: the standby is removed and the guest runs on
 unprotected. With --detach the command returns once the copying has begun.`,
@@ -39,6 +43,8 @@ unprotected. With --detach the command returns once the copying has begun.`,
 	f.StringVar(&req.To, "to", "", "the host that holds the standby: a peer of the configuration, or an address")
 	pacing = newPacingFlags(f) // defaults: those of the configuration
 	f.StringVar(&req.Arbiter, "arbiter", "", `who decides after a loss of contact, "file" or "manual" (default: that of the configuration)`)
+	f.StringToStringVar(&req.Disks, "disk", nil, `where the copy of a disk goes on HOST, such as vda=/srv/web1.raw; may be repeated
+(default: disks.place of its configuration)`)
 	f.BoolVar(&req.DryRun, "dry-run", false, "only find out whether it could be done")
 	f.BoolVar(&req.Detach, "detach", false, "do not wait until the domain is protected")
 	_ = cmd.MarkFlagRequired("to")

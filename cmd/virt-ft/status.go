@@ -145,6 +145,15 @@ func (a *app) printStatus(domain string, list []control.Status) {
 	}
 }
 
+// diskText says in a line where a disk is, and what it cost to replicate it.
+func diskText(d control.DiskStatus) string {
+	text := fmt.Sprintf("%s, %s", d.Path, byteCount(float64(d.SizeBytes)))
+	if d.WrittenBytes > 0 {
+		text += fmt.Sprintf(", %s written: %s sent, %s equal", byteCount(float64(d.WrittenBytes)), byteCount(float64(d.SentBytes)), byteCount(float64(d.EqualBytes)))
+	}
+	return text
+}
+
 // outputCell says in a word what becomes of a guest's output.
 func outputCell(o *control.OutputStatus) cell {
 	switch {
@@ -237,6 +246,9 @@ func (a *app) printDetails(s control.Status) {
 	add("last epoch", "", "%d pages (%s)", s.DirtyPages, byteCount(float64(s.DirtyPages)*4096))
 	add("sent", "", "%s, now %s/s", byteCount(float64(s.BytesSent)), byteCount(s.RateBps))
 	add("memory", "", "%s", byteCount(float64(s.MemoryBytes)))
+	for _, d := range s.Disks {
+		add("disk "+d.Name, "", "%s", diskText(d))
+	}
 	add("output", outputCell(s.Output).colour, "%s", outputText(s.Output))
 	add("clock", "", "%s", dash(s.Clock))
 	if s.FailoverMs > 0 {

@@ -51,6 +51,7 @@ type Config struct {
 	Transport  Transport         `toml:"transport"`
 	Epoch      Epoch             `toml:"epoch"`
 	Output     Output            `toml:"output"`
+	Disks      Disks             `toml:"disks"`
 	Heartbeat  Heartbeat         `toml:"heartbeat"`
 	Arbiter    Arbiter           `toml:"arbiter"`
 	Log        Log               `toml:"log"`
@@ -92,6 +93,22 @@ type Output struct {
 	InputBytesMax  int           `toml:"input_bytes_max"`  // logged for one epoch
 	OpenWithin     time.Duration `toml:"open_within"`      // for performing what is held when a protection ends
 }
+
+// Disks is about the writable disks of guests, which are copied to the backup
+// and kept there as of the last committed checkpoint.
+type Disks struct {
+	Place           string        `toml:"place"`             // backup: where an image goes; placeholders in diskrep.Place
+	Durability      string        `toml:"durability"`        // DurabilityMemory or DurabilityFsync; of two hosts the stricter counts
+	StallMax        time.Duration `toml:"stall_max"`         // for a guest's write that waits for the connection
+	QueueBytesMax   int           `toml:"queue_bytes_max"`   // primary: writes that wait for the connection
+	JournalBytesMax int64         `toml:"journal_bytes_max"` // backup: about, for each guest
+}
+
+// When the writes of an epoch are safe enough for its acknowledgement.
+const (
+	DurabilityMemory = "memory" // the backup's kernel has them
+	DurabilityFsync  = "fsync"  // the backup's disk has them
+)
 
 // Heartbeat decides when a peer counts as lost.
 type Heartbeat struct {
@@ -145,6 +162,13 @@ func Default() Config {
 			LogInputs:      true,
 			InputBytesMax:  1 << 20,
 			OpenWithin:     2 * time.Second,
+		},
+		Disks: Disks{
+			Place:           "/var/lib/libvirt/images/{domain}-{disk}.raw",
+			Durability:      DurabilityMemory,
+			StallMax:        5 * time.Second,
+			QueueBytesMax:   32 << 20,
+			JournalBytesMax: 256 << 20,
 		},
 		Heartbeat: Heartbeat{Period: 100 * time.Millisecond, Limit: 500 * time.Millisecond, DaemonGrace: 5 * time.Second},
 		Log:       Log{Level: "info", Format: "text"},

@@ -30,6 +30,12 @@ const (
 	heldMaxCeiling     = time.Hour
 	inputBytesFloor    = 128 << 10
 	inputBytesCeiling  = 64 << 20
+	stallFloor         = 100 * time.Millisecond
+	stallCeiling       = time.Minute
+	diskQueueFloor     = 4 << 20
+	diskQueueCeiling   = 1 << 30
+	journalFloor       = 16 << 20
+	journalCeiling     = 64 << 30
 	openWithinFloor    = 100 * time.Millisecond
 	openWithinCeiling  = time.Minute
 	socketPathMax      = 107 // sun_path less its NUL
@@ -69,6 +75,7 @@ func (c Config) mistakes() []*Error {
 	c.Transport.check(k)
 	c.Epoch.check(k)
 	c.Output.check(k)
+	c.Disks.check(k)
 	c.Heartbeat.check(k)
 	c.Arbiter.check(k)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -140,6 +147,18 @@ func (o Output) check(k *checker) {
 		"%d is not between %d and %d; with log_inputs = false nothing is logged", o.InputBytesMax, inputBytesFloor, inputBytesCeiling)
 	k.require(o.OpenWithin >= openWithinFloor && o.OpenWithin <= openWithinCeiling, "output.open_within",
 		"%s is not between %s and %s", o.OpenWithin, openWithinFloor, openWithinCeiling)
+}
+
+func (d Disks) check(k *checker) {
+	k.require(strings.HasPrefix(d.Place, "/") || strings.HasPrefix(d.Place, "{source}") || strings.HasPrefix(d.Place, "{dir}"), "disks.place",
+		"%q does not become an absolute path", d.Place)
+	k.oneOf("disks.durability", d.Durability, DurabilityMemory, DurabilityFsync)
+	k.require(d.StallMax >= stallFloor && d.StallMax <= stallCeiling, "disks.stall_max",
+		"%s is not between %s and %s", d.StallMax, stallFloor, stallCeiling)
+	k.require(d.QueueBytesMax >= diskQueueFloor && d.QueueBytesMax <= diskQueueCeiling, "disks.queue_bytes_max",
+		"%d is not between %d and %d", d.QueueBytesMax, diskQueueFloor, diskQueueCeiling)
+	k.require(d.JournalBytesMax >= journalFloor && d.JournalBytesMax <= journalCeiling, "disks.journal_bytes_max",
+		"%d is not between %d and %d", d.JournalBytesMax, int64(journalFloor), int64(journalCeiling))
 }
 
 func (a Arbiter) check(k *checker) {

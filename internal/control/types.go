@@ -60,9 +60,12 @@ type ProtectRequest struct {
 	Domain string `json:"domain"` // name or UUID
 	To     string `json:"to"`     // peer, by name or address
 	// Pacing replaces what the daemon's configuration says.
-	Pacing  PacingChange `json:"pacing,omitzero"`
-	Arbiter string       `json:"arbiter,omitempty"` // "file" or "manual"; empty: the daemon's default
-	DryRun  bool         `json:"dry_run,omitempty"` // only find out whether it could be done
+	Pacing PacingChange `json:"pacing,omitzero"`
+	// Disks is where the copies of the guest's disks go on the peer, by target
+	// (such as "vda"); the peer's configuration places the others.
+	Disks   map[string]string `json:"disks,omitempty"`
+	Arbiter string            `json:"arbiter,omitempty"` // "file" or "manual"; empty: the daemon's default
+	DryRun  bool              `json:"dry_run,omitempty"` // only find out whether it could be done
 	// Detach lets the initial sync go on when the connection closes. The
 	// answer comes with the first progress.
 	Detach bool `json:"detach,omitempty"`
@@ -152,12 +155,14 @@ type Status struct {
 	Sync            *SyncStatus `json:"sync,omitempty"`
 	LastCommitAgeMs float64     `json:"last_commit_age_ms"`
 	// Output tells of the gate before the guest's network; nil where there is none.
-	Output      *OutputStatus `json:"output,omitempty"`
-	Clock       string        `json:"clock"`
-	MemoryBytes uint64        `json:"memory_bytes"`
-	FailoverMs  float64       `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
-	Warnings    []string      `json:"warnings,omitempty"`
-	Error       string        `json:"error,omitempty"`
+	Output *OutputStatus `json:"output,omitempty"`
+	// Disks are the guest's writable ones, which are replicated.
+	Disks       []DiskStatus `json:"disks,omitempty"`
+	Clock       string       `json:"clock"`
+	MemoryBytes uint64       `json:"memory_bytes"`
+	FailoverMs  float64      `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
+	Warnings    []string     `json:"warnings,omitempty"`
+	Error       string       `json:"error,omitempty"`
 }
 
 // EpochStatus counts epochs from 1 within a generation.
@@ -197,7 +202,18 @@ type OutputStatus struct {
 	Stalled        string  `json:"stalled,omitempty"` // why held frames do not leave; empty while they do
 }
 
-// SyncStatus is the progress of copying a guest's whole memory.
+// DiskStatus is a replicated disk. Bytes are counted since the session with the
+// peer began, on the primary only.
+type DiskStatus struct {
+	Name         string `json:"name"` // its target, such as "vda"
+	Path         string `json:"path"` // of the image on this host
+	SizeBytes    uint64 `json:"size_bytes"`
+	WrittenBytes uint64 `json:"written_bytes,omitempty"` // by the guest, and by the first copy
+	SentBytes    uint64 `json:"sent_bytes,omitempty"`
+	EqualBytes   uint64 `json:"equal_bytes,omitempty"` // not sent: the backup had them
+}
+
+// SyncStatus is the progress of copying a guest's whole memory and its disks.
 type SyncStatus struct {
 	DoneBytes  uint64  `json:"done_bytes"`
 	TotalBytes uint64  `json:"total_bytes"`

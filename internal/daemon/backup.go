@@ -40,6 +40,7 @@ type backup struct {
 	device  []byte // device state of the last committed epoch
 	gate    *netgate.Gate
 
+	disks    atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
 	kept     *kept
 	destroys atomic.Int64  // how often the standby's end was asked for
 	closed   atomic.Bool   // no session may begin: a claim is under way
@@ -118,6 +119,7 @@ func (b *backup) drainWork() {
 				b.img = nil
 			}
 			b.closeGate()
+			b.closeDisks()
 			b.dropStaged(0)
 			return
 		}
@@ -151,7 +153,7 @@ func (b *backup) do(a ftengine.Action) {
 	case ftengine.Resume:
 		b.later(b.resume)
 	case ftengine.SendReady:
-		b.send(0, &replica.Ready{})
+		b.send(0, &replica.Ready{Disks: b.diskReady()})
 	case ftengine.Ack:
 		b.send(a.Epoch, &replica.Ack{})
 	case ftengine.SendRehearsed:
@@ -164,6 +166,9 @@ func (b *backup) do(a ftengine.Action) {
 	case ftengine.DropUncommitted:
 		b.dropStaged(b.m.Acked())
 		b.kept.drop(b.m.Acked())
+		if bd := b.disks.Load(); bd != nil {
+			bd.target.Drop(uint64(b.m.Acked()))
+		}
 	case ftengine.PerformOutputs:
 		b.later(func() { b.performOutputs(a.From, a.To) })
 	case ftengine.Claim:

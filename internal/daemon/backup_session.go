@@ -33,6 +33,14 @@ type stagedEpoch struct {
 	pages   uint64
 	bytes   uint64
 	outputs []replica.Packet
+
+	writes    uint64 // to disks
+	diskBytes int
+}
+
+// empty tells that nothing of the epoch arrived yet.
+func (s *stagedEpoch) empty() bool {
+	return s.pages == 0 && s.writes == 0 && s.device == nil && len(s.outputs) == 0
 }
 
 // staged is how many bytes of pages wait to be applied.
@@ -58,7 +66,9 @@ type inbound struct {
 	beat   *replica.Monitor
 	ready  chan struct{} // closed, by begun, when the standby takes pages
 	begun  sync.Once
-	wg     sync.WaitGroup
+
+	generation uint64 // of the primary, as of Setup
+	wg         sync.WaitGroup
 
 	mu   sync.Mutex
 	dead bool
@@ -218,7 +228,7 @@ func (in *inbound) begin(m *replica.Setup, gen uint64) error {
 		_ = in.s.Control.Send(in.ctx, replica.Stamp{Generation: gen}, &replica.Rehearsed{Reason: err.Error()})
 		return err
 	}
-	in.setup = m
+	in.setup, in.generation = m, gen
 	b := in.b
 	b.mu.Lock()
 	b.arb = arb
@@ -241,7 +251,7 @@ func (in *inbound) readData() error {
 	}
 	next, cur := ftengine.Epoch(1), &stagedEpoch{}
 	for {
-		if cur.pages == 0 {
+		if cur.empty() {
 			if err := in.b.kept.waitRoom(in.ctx); err != nil {
 				return err
 			}
@@ -258,6 +268,10 @@ func (in *inbound) readData() error {
 			if err := in.stagePages(next, cur, m, f.Data); err != nil {
 				return err
 			}
+		case *replica.DiskWrites:
+			if err := in.stageDisk(next, cur, m, f.Data); err != nil {
+				return err
+			}
 		case *replica.Device:
 			if !vmstate.Complete(m.Blob) {
 				return fmt.Errorf("the device state of epoch %d is cut off: %w", next, replica.ErrMalformed)
@@ -269,21 +283,32 @@ func (in *inbound) readData() error {
 				return fmt.Errorf("epoch %d has more than %d frames of output, which is output.queue_frames_max of this host: set it as on the primary", next, limit)
 			}
 		case *replica.EpochEnd:
-			if cur.pages != m.Pages || cur.device == nil || uint64(len(cur.outputs)) != m.Packets {
-				return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, device state %v: %w",
-					next, cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.device != nil, replica.ErrMalformed)
+			if err := in.endEpoch(next, cur, m); err != nil {
+				return err
 			}
-			b := in.b
-			b.stageMu.Lock()
-			b.stage[next] = cur
-			b.stageMu.Unlock()
-			b.kept.stage(next, cur.staged(), cur.outputs)
-			in.post(ftengine.Staged{Epoch: next})
 			next, cur = next+1, &stagedEpoch{}
 		default:
 			return fmt.Errorf("%s on the data connection: %w", m.Type(), replica.ErrMalformed)
 		}
 	}
+}
+
+// endEpoch checks that all of an epoch arrived, and says so when it is safe.
+func (in *inbound) endEpoch(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.EpochEnd) error {
+	if cur.pages != m.Pages || cur.device == nil || uint64(len(cur.outputs)) != m.Packets || cur.writes != m.DiskWrites {
+		return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, %d writes to disks of %d, device state %v: %w", epoch,
+			cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.writes, m.DiskWrites, cur.device != nil, replica.ErrMalformed)
+	}
+	if err := in.endDisk(epoch); err != nil {
+		return err
+	}
+	b := in.b
+	b.stageMu.Lock()
+	b.stage[epoch] = cur
+	b.stageMu.Unlock()
+	b.kept.stage(epoch, cur.staged(), cur.outputs)
+	in.post(ftengine.Staged{Epoch: epoch})
+	return nil
 }
 
 func (in *inbound) stagePages(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.Pages, data []byte) error {

@@ -28,7 +28,18 @@ const (
 
 // The methods of this file run on the work goroutine.
 
+var errNoSession = errors.New("the primary is gone")
+
 func (b *backup) makeStandby() {
+	err := errNoSession
+	if in := b.current(); in != nil {
+		err = b.openDisks(in)
+	}
+	if err != nil {
+		b.log.Error("the guest's disks cannot be copied to this host", "err", err)
+		b.post(ftengine.StandbyMade{Err: text(err)})
+		return
+	}
 	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
 		b.standby, b.img = st, img
@@ -48,7 +59,7 @@ func (b *backup) newStandby(wanted func() bool, change func(string) (string, err
 	ctx, cancel := context.WithTimeout(b.ctx, standbyTimeout)
 	defer cancel()
 	b.mu.Lock()
-	opts := virt.StandbyOptions{Protection: b.mark.Protection, Generation: b.mark.Generation, PrimaryHost: b.mark.PeerName, LiveXML: b.setup.LiveXML}
+	opts := virt.StandbyOptions{Protection: b.mark.Protection, Generation: b.mark.Generation, PrimaryHost: b.mark.PeerName, LiveXML: b.setup.LiveXML, Disks: b.disks.Load().standbyDisks()}
 	b.mu.Unlock()
 	xml, err := virt.StandbyXML(b.setup.SourceXML, opts)
 	if err == nil {
@@ -174,6 +185,7 @@ func (b *backup) destroyStandby() {
 		b.img = nil
 	}
 	b.device = nil
+	b.closeDisks()
 }
 
 // remakeStandby replaces a standby whose QEMU died. Its memory did not: we
@@ -265,6 +277,9 @@ func (b *backup) commit(epoch ftengine.Epoch) {
 		b.device = s.device
 		b.applied.Store(uint64(epoch))
 		b.kept.committed(epoch)
+		if bd := b.disks.Load(); bd != nil {
+			bd.target.Commit(uint64(epoch))
+		}
 		b.committed.now()
 		b.async(func() { b.tellCommitted(epoch) })
 	}
@@ -335,7 +350,12 @@ func (b *backup) rehearseOnce(wanted func() bool) error {
 		return errors.New("the standby is gone")
 	}
 	name, uuid := b.name+"-virt-ft-rehearsal", randomUUID()
-	st, img, err := b.newStandby(wanted, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid) })
+	disks, remove, err := b.scratchDisks()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	st, img, err := b.newStandby(wanted, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid, disks) })
 	if err != nil {
 		return err
 	}
@@ -369,7 +389,10 @@ func (b *backup) finishLoad(st *virt.Standby, img *image) error {
 func (b *backup) load() {
 	err := errors.New("the standby is gone")
 	if b.standby != nil && b.img != nil && b.img.in != nil && b.device != nil {
-		err = b.finishLoad(b.standby, b.img)
+		// QEMU reads its disks from here on, and owns them when it runs.
+		if err = b.settleDisks(b.ctx); err == nil {
+			err = b.finishLoad(b.standby, b.img)
+		}
 	}
 	if err != nil {
 		b.log.Error("the standby does not load", "err", err)
@@ -412,6 +435,7 @@ func (b *backup) tidyActive() {
 			b.img = nil
 		}
 		b.closeGate()
+		b.keepDisks()
 	})
 }
 

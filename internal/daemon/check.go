@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/diskrep"
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/virt"
@@ -97,7 +100,7 @@ func (d *Daemon) checkDomain(ctx context.Context, dom *virt.Domain) ([]control.F
 	if err != nil {
 		return nil, err
 	}
-	fs := fromVirt(virt.Judge(xml)...)
+	fs := append(fromVirt(virt.Judge(xml)...), checkStorage(xml)...)
 	st, err := dom.State(ctx)
 	if err != nil {
 		return fs, err
@@ -125,6 +128,60 @@ func (d *Daemon) checkDomain(ctx context.Context, dom *virt.Domain) ([]control.F
 		}
 	}
 	return append(fs, ok("memory", "%d RAM blocks, %d MiB", n, total>>20)), nil
+}
+
+// checkStorage refuses disks on storage that the backup may share: a copy of
+// them could be themselves.
+func checkStorage(liveXML string) []control.Finding {
+	disks, err := virt.Disks(liveXML)
+	if err != nil {
+		return []control.Finding{fail("disks", "", err)}
+	}
+	var fs []control.Finding
+	for _, disk := range disks {
+		if !disk.Replicated() || disk.Type != "file" {
+			continue
+		}
+		name, remote, err := diskrep.NetworkFilesystem(disk.Path)
+		switch {
+		case err != nil:
+			fs = append(fs, fail("disk "+disk.Target, "", err))
+		case remote:
+			fs = append(fs, control.Finding{Item: "disk " + disk.Target, Level: control.LevelFail, Text: disk.Path + " is on " + name +
+				", which other hosts may share: replicating it would keep two copies of what is already in one place", Remedy: "move it to storage of this host (virsh blockcopy --pivot)"})
+		}
+	}
+	return fs
+}
+
+// checkPlaces refuses places for disks that the guest does not have.
+func checkPlaces(ctx context.Context, dom *virt.Domain, places map[string]string) error {
+	if len(places) == 0 {
+		return nil
+	}
+	live, err := dom.LiveXML(ctx)
+	if err != nil {
+		return err
+	}
+	disks, err := virt.Disks(live)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, disk := range disks {
+		if disk.Replicated() {
+			names = append(names, disk.Target)
+		}
+	}
+	for name, path := range places {
+		if !slices.Contains(names, name) {
+			return control.Errorf(control.CodeInvalid, "", "%s has no writable disk %s, only: %s", dom.Name(), name, strings.Join(names, ", "))
+		}
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return control.Errorf(control.CodeInvalid, "", "disk %s: %q is not an absolute, clean path", name, path)
+		}
+	}
+	return nil
 }
 
 // refuse turns failed findings into one error.

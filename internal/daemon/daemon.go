@@ -15,11 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/nbd"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"github.com/virt-ft/virt-ft/internal/replica"
@@ -29,7 +31,10 @@ import (
 
 // Early is to be called first in main: it takes over when this process was
 // started as a helper of a daemon.
-func Early() { ptracer.MaybeInject() }
+func Early() {
+	ptracer.MaybeInject()
+	nbd.MaybeGuard()
+}
 
 // Daemon protects domains of this host and stands by for others. New makes
 // it, Run runs it.
@@ -37,7 +42,11 @@ type Daemon struct {
 	cfg   config.Config
 	log   *slog.Logger
 	store *store
+	disks *diskRecords
+	guard *nbd.Guard // nil where it could not be started
 	pool  stagePool
+
+	diskSessions atomic.Uint64 // sessions with disks so far: names of sockets
 
 	ctx    context.Context // ends when the daemon stops
 	cancel context.CancelFunc
@@ -74,6 +83,15 @@ func (d *Daemon) Run(ctx context.Context) error {
 	var err error
 	if d.store, err = openStore(d.cfg.StateDir); err != nil {
 		return err
+	}
+	if d.disks, err = openDiskRecords(d.cfg.StateDir); err != nil {
+		return err
+	}
+	// Should this process be frozen, no guest's disk is to hang for that.
+	if d.guard, err = nbd.StartGuard(d.ctx, d.cfg.Disks.StallMax, d.log); err != nil {
+		d.log.Error("guests with disks would hang if this daemon were stopped: its guard does not start", "err", err)
+	} else {
+		defer d.guard.Close()
 	}
 	if err := netgate.MountPins(filepath.Join(d.cfg.RunDir, "bpf")); err != nil {
 		d.log.Error("no guest can be protected from this host, only to it", "err", err)

@@ -39,10 +39,14 @@ type primary struct {
 
 	capMu     sync.Mutex // held while a checkpoint is taken
 	cap       *capture.Session
-	gateTries int // failures to put a gate before the guest; of capMu's holder
+	gateTries int    // failures to put a gate before the guest; of capMu's holder
+	disks     *disks // of the session that the checkpoint is for; of capMu's holder
 
-	setupMu      sync.Mutex // one session is set up at a time
-	captureTries int        // failures to open a capture session in a row; of setupMu's holder
+	mirrorTries atomic.Int32 // failures to mirror the guest's disks in a row
+
+	setupMu      sync.Mutex      // one session is set up at a time
+	captureTries int             // failures to open a capture session in a row; of setupMu's holder
+	disksDone    <-chan struct{} // closed when nothing is left of the last session's mirrors; of setupMu's holder
 
 	linkMu sync.Mutex
 	link   *link // the session with the backup, or nil
@@ -143,6 +147,7 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.ResumeGuest:
 		p.onGuest("resume", p.dom.Resume, isResumed)
 	case ftengine.DestroyGuest:
+		p.noteStale()
 		p.onGuest("destroy", p.dom.Destroy, nil)
 	case ftengine.WatchWinner:
 		p.async(func() { p.watchWinner(a.Generation) })
@@ -231,6 +236,7 @@ func (p *primary) finish(reason string) {
 	phase := "ended"
 	if p.handed {
 		phase = "handed-over"
+		p.noteStale()
 	}
 	p.persist(p.m.Generation(), phase, reason)
 	p.ended = true
@@ -294,6 +300,9 @@ func (p *primary) watchGuest() {
 			if e.UUID != p.uuid {
 				continue
 			}
+			if e.Kind == virt.CopyEnded {
+				p.withLink(func(l *link) { l.disks.Load().lost(e.Detail) })
+			}
 			if e.Kind == virt.Shutdown {
 				orderly = "the guest was shut down"
 			}
@@ -333,8 +342,11 @@ func (p *primary) compareDevices() {
 	ctx, cancel := context.WithTimeout(p.ctx, guestCallTimeout)
 	defer cancel()
 	now, err := p.dom.XML(ctx)
-	if err != nil || now == *was {
+	if err != nil {
 		return // libvirtd is away again, and tells when it is back
+	}
+	if same, err := virt.SameHardware(now, *was); err == nil && same {
+		return
 	}
 	if live, err := p.dom.LiveXML(ctx); err == nil {
 		for _, f := range virt.Judge(live) {

@@ -34,7 +34,9 @@ const (
 
 // syncProgress is what an initial sync has done; safe for concurrent use.
 type syncProgress struct {
-	total, done atomic.Uint64 // bytes
+	total, done atomic.Uint64 // bytes: of memory and disks together; of memory
+	disks       atomic.Uint64 // bytes of disks that are done
+	memory      atomic.Uint64 // bytes of memory among total
 	startNs     atomic.Int64  // unix
 }
 
@@ -62,18 +64,28 @@ func (p *primary) sendSetup(l *link) {
 		p.noCapture(l, err)
 		return
 	}
+	if err := p.openDisks(l, live); err != nil {
+		p.noCapture(l, err)
+		return
+	}
 	p.described.Store(&xml)
 	p.captureTries = 0
 	pacing := p.pacing.Load()
 	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: machine, VCPUs: vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
-		Epochs: replica.EpochConfig{MinNs: pacing.MinNs, IdleNs: pacing.IdleNs, InFlightMax: uint32(p.d.limits().InFlight)}}
+		Epochs:     replica.EpochConfig{MinNs: pacing.MinNs, IdleNs: pacing.IdleNs, InFlightMax: uint32(p.d.limits().InFlight)},
+		Durability: p.d.durability(), Disks: l.disks.Load().wire(p.diskPlaces())}
 	var total uint64
 	for _, b := range blocks {
 		s.Blocks = append(s.Blocks, replica.Block{Name: b.Name, UsedBytes: b.Used})
 		total += b.Used
 	}
+	p.sync.memory.Store(total)
+	for _, disk := range s.Disks {
+		total += disk.SizeBytes
+	}
 	p.sync.total.Store(total)
 	p.sync.done.Store(0)
+	p.sync.disks.Store(0)
 	p.sync.startNs.Store(time.Now().UnixNano())
 	l.send(0, s)
 }
@@ -110,7 +122,7 @@ func (p *primary) openCapture(ctx context.Context) ([]guestram.Block, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live), AtPause: p.out.atPause})
+	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live), AtPause: p.atPause})
 	if err != nil {
 		return nil, err
 	}
@@ -136,11 +148,39 @@ func (p *primary) checkLayout() {
 // happens, it posts Captured or CaptureFailed exactly once.
 func (p *primary) capture(l *link, a ftengine.Capture) {
 	start := time.Now()
+	if a.Initial && l != nil {
+		if err := p.copyDisks(l); err != nil {
+			p.captureFailed(l, a, start, err)
+			return
+		}
+	}
 	told, err := p.captureTo(l, a)
 	if told || err == nil && l.post(ftengine.Captured{Epoch: a.Epoch}) {
 		p.pace(start)
 		return
 	}
+	p.captureFailed(l, a, start, err)
+}
+
+// copyDisks copies the guest's disks before its memory: that takes long, and
+// what is written meanwhile comes along.
+func (p *primary) copyDisks(l *link) error {
+	err := l.disks.Load().copyAll(l.ctx)
+	if err == nil {
+		p.mirrorTries.Store(0)
+		return nil
+	}
+	if l.ctx.Err() != nil || processGone(p.pid) {
+		return err
+	}
+	l.fail(err) // its mirrors are of no use; the next session makes new ones
+	if p.mirrorTries.Add(1) >= mirrorTriesMax && !errors.Is(err, virt.ErrDisconnected) {
+		p.post(ftengine.Unprotect{Reason: err.Error()})
+	}
+	return err
+}
+
+func (p *primary) captureFailed(l *link, a ftengine.Capture, start time.Time, err error) {
 	// A QEMU that ended has lost our pipe too, but another session is of no
 	// use then: watchGuest tells.
 	fatal := (errors.Is(err, capture.ErrLostPipe) || errors.Is(err, errNoCapture)) && !errors.Is(err, capture.ErrGuestGone)
@@ -162,22 +202,13 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 	if p.cap == nil || l == nil {
 		return false, errNoCapture
 	}
-	if a.Initial {
-		if err := p.attachGate(l.ctx); err != nil {
-			return false, p.noGate(l, err)
-		}
-	}
-	pages, err := p.livePasses(l, a)
+	pages, err := p.beforePause(l, a)
 	if err != nil {
 		return false, err
 	}
-	if a.Initial {
-		// From here on the backup may go on from what it has.
-		if err := p.out.hold(l); err != nil {
-			return false, err
-		}
-	}
 	p.out.begin(l, a.Epoch)
+	p.disks = l.disks.Load()
+	p.disks.begin()
 	last := shipment{epoch: a.Epoch, initial: a.Initial, last: true}
 	var late *capture.Batch // that the shipper had no room for
 	shipped := false
@@ -188,9 +219,11 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 			late = b
 		}
 	}, func(device []byte) {
-		if late == nil {
+		if late == nil && p.disks.closed(&last) {
 			last.device, last.frames = device, p.out.sent()
-			shipped = l.tryEnqueue(last)
+			if shipped = l.tryEnqueue(last); shipped {
+				p.disks.ended(a.Epoch, true)
+			}
 			told = shipped && l.post(ftengine.Captured{Epoch: a.Epoch})
 		}
 	})
@@ -200,7 +233,11 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 			err = lerr
 		}
 	}
+	if err == nil && !shipped {
+		err = p.disks.shipped(l.ctx, &last)
+	}
 	if err != nil {
+		p.disks.ended(a.Epoch, false)
 		if shipped && !errors.Is(err, capture.ErrGuestGone) {
 			// The backup must not go on from it. (It may if QEMU ended after
 			// it had written all: watchGuest tells.)
@@ -217,7 +254,32 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 		return told, nil
 	}
 	last.device, last.frames = c.Device, frames
-	return false, l.enqueue(last)
+	err = l.enqueue(last)
+	p.disks.ended(a.Epoch, err == nil)
+	return false, err
+}
+
+// atPause closes what belongs to the epoch that ends. The guest stands still,
+// and capMu is held.
+func (p *primary) atPause() {
+	p.out.atPause()
+	p.disks.atPause()
+}
+
+// beforePause does what the guest need not be stopped for, and returns how many
+// pages it copied.
+func (p *primary) beforePause(l *link, a ftengine.Capture) (pages int, err error) {
+	if a.Initial {
+		if err := p.attachGate(l.ctx); err != nil {
+			return 0, p.noGate(l, err)
+		}
+	}
+	pages, err = p.livePasses(l, a)
+	if err == nil && a.Initial {
+		// From here on the backup may go on from what it has.
+		err = p.out.hold(l)
+	}
+	return pages, err
 }
 
 // attachGate puts the gate before the interfaces that the guest has now.

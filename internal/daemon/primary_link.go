@@ -21,7 +21,8 @@ type link struct {
 	cancel context.CancelFunc
 	ship   chan shipment // what the data connection has to send, in order
 
-	committed atomic.Uint64 // the last epoch that the backup said it applied
+	committed atomic.Uint64         // the last epoch that the backup said it applied
+	disks     atomic.Pointer[disks] // nil: the guest has none
 
 	mu   sync.Mutex
 	dead bool // no event of this link may be posted any more
@@ -194,7 +195,14 @@ func (l *link) read() error {
 			continue
 		}
 		switch m := f.Msg.(type) {
+		case *replica.DiskSums:
+			if err := l.disks.Load().sums(m); err != nil {
+				return err
+			}
 		case *replica.Ready:
+			if err := l.disks.Load().ready(m); err != nil {
+				return err
+			}
 			l.post(ftengine.StandbyReady{})
 		case *replica.Ack:
 			l.p.stats.acked()
@@ -206,7 +214,9 @@ func (l *link) read() error {
 		case *replica.Bye:
 			l.post(ftengine.PeerStoodDown{})
 		case *replica.Error:
-			return fmt.Errorf("the backup reports: %s (%s)", m.Text, m.Code)
+			err := fmt.Errorf("the backup reports: %s (%s)", m.Text, m.Code)
+			l.p.setError(err)
+			return err
 		case *replica.Committed:
 			l.committed.Store(max(f.Epoch, l.committed.Load()))
 		default:

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/capture"
+	"github.com/virt-ft/virt-ft/internal/diskrep"
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
@@ -13,18 +15,31 @@ import (
 )
 
 // shipment is one thing that the data connection has to send: a batch of
-// pages, or (last) the device state that ends an epoch, and what the guest sent
-// in it.
+// pages, writes to disks, or (last) the device state that ends an epoch, and
+// what the guest sent in it.
 type shipment struct {
 	epoch   ftengine.Epoch
 	batch   *capture.Batch
+	disk    []diskrep.Write
 	device  []byte
 	frames  []netgate.Frame
+	writes  uint64       // of disks, in the epoch
+	whole   <-chan error // tells whether those are all; nil where there is no disk
 	initial bool
 	last    bool
 }
 
-// enqueue hands s to the shipper, which owns its batch from then on, also
+// free lets go of what s carries.
+func (s *shipment) free() {
+	if s.batch != nil {
+		s.batch.Free()
+	}
+	for i := range s.disk {
+		s.disk[i].Free()
+	}
+}
+
+// enqueue hands s to the shipper, which owns what it carries from then on, also
 // when enqueue fails. It blocks while the queue is full: that is what slows a
 // guest down that dirties more than the connection carries.
 func (l *link) enqueue(s shipment) error {
@@ -32,9 +47,7 @@ func (l *link) enqueue(s shipment) error {
 	case l.ship <- s:
 		return nil
 	case <-l.ctx.Done():
-		if s.batch != nil {
-			s.batch.Free()
-		}
+		s.free()
 		return fmt.Errorf("the connection to the backup is gone: %w", l.ctx.Err())
 	}
 }
@@ -62,9 +75,7 @@ func (l *link) shipAll() {
 			for {
 				select {
 				case s := <-l.ship:
-					if s.batch != nil {
-						s.batch.Free()
-					}
+					s.free()
 				default:
 					return
 				}
@@ -79,12 +90,16 @@ type shipper struct {
 	pages uint64 // sent since the last end of an epoch
 	runs  []replica.Run
 	data  [][]byte
+	disk  []replica.DiskRun
 }
 
 func (s *shipper) send(x shipment) error {
 	st := replica.Stamp{Generation: s.link.p.generation(), Epoch: uint64(x.epoch)}
 	if x.batch != nil {
 		return s.sendBatch(st, x.batch)
+	}
+	if x.disk != nil {
+		return s.sendDisk(st, x.disk)
 	}
 	l := s.link
 	if err := l.s.Data.Send(l.ctx, st, &replica.Device{Blob: x.device}); err != nil {
@@ -94,13 +109,54 @@ func (s *shipper) send(x shipment) error {
 	if err != nil {
 		return err
 	}
-	end := &replica.EpochEnd{Pages: s.pages, Packets: uint64(len(x.frames)), CapturedUnixNs: time.Now().UnixNano()}
+	if err := x.allWritten(l.ctx); err != nil {
+		return err
+	}
+	end := &replica.EpochEnd{Pages: s.pages, Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano()}
 	if x.initial {
 		end.Flags |= replica.EpochInitial
 	}
 	s.pages = 0
 	l.p.stats.sent(len(x.device) + sent)
 	return l.s.Data.Send(l.ctx, st, end)
+}
+
+// allWritten waits for the word that no write to a disk was missed in the epoch.
+func (s *shipment) allWritten(ctx context.Context) error {
+	if s.whole == nil {
+		return nil
+	}
+	select {
+	case err := <-s.whole:
+		if err != nil {
+			return fmt.Errorf("epoch %d is not sent: %w", s.epoch, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// sendDisk sends writes to disks, in their order.
+func (s *shipper) sendDisk(st replica.Stamp, ws []diskrep.Write) error {
+	s.disk, s.data = s.disk[:0], s.data[:0]
+	bytes := 0
+	for _, w := range ws {
+		run := replica.DiskRun{Disk: uint16(w.Disk), Bytes: uint32(w.Len), Off: uint64(w.Off)}
+		if w.Data == nil {
+			run.Flags = replica.DiskZero
+		} else {
+			s.data = append(s.data, w.Data)
+			bytes += len(w.Data)
+		}
+		s.disk = append(s.disk, run)
+	}
+	s.link.p.stats.sent(bytes)
+	return s.link.s.Data.SendDiskWrites(s.link.ctx, st, s.disk, s.data, func(error) {
+		for i := range ws {
+			ws[i].Free()
+		}
+	})
 }
 
 // sendOutputs sends what the guest sent in an epoch: should we not come to

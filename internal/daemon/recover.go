@@ -132,6 +132,9 @@ func (d *Daemon) takeUpBackup(ctx context.Context, m marker) error {
 	if err != nil {
 		return err
 	}
+	if found == ftengine.StandbyGone && dom == nil {
+		d.recoverDisks(m)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.primaries[m.UUID] != nil || d.backups[m.UUID] != nil {

@@ -124,12 +124,13 @@ func (p *primary) report() control.Status {
 	s.EpochMs = ms(p.stats.interval())
 	s.Pacing = *p.pacing.Load()
 	p.out.report(&s)
+	p.reportDisks(&s)
 	s.Pause = control.PauseStatus{P50Ms: ms(time.Duration(p50)), P99Ms: ms(time.Duration(p99)), LastMs: ms(time.Duration(last))}
 	s.DirtyPages, s.BytesSent, s.RateBps = dirty, bytes, rate
 	if !acked.IsZero() {
 		s.LastCommitAgeMs = ms(time.Since(acked))
 	}
-	s.MemoryBytes = p.sync.total.Load()
+	s.MemoryBytes = p.sync.memory.Load()
 	if s.State == control.StateSyncing {
 		s.Sync = p.sync.report(rate)
 	}
@@ -138,7 +139,7 @@ func (p *primary) report() control.Status {
 
 // report is nil until there is something to say.
 func (y *syncProgress) report(rate float64) *control.SyncStatus {
-	s := &control.SyncStatus{DoneBytes: min(y.done.Load(), y.total.Load()), TotalBytes: y.total.Load(), RateBps: rate}
+	s := &control.SyncStatus{DoneBytes: min(y.done.Load()+y.disks.Load(), y.total.Load()), TotalBytes: y.total.Load(), RateBps: rate}
 	if s.TotalBytes == 0 {
 		return nil
 	}
@@ -166,5 +167,6 @@ func (b *backup) report() control.Status {
 	if any {
 		s.LastCommitAgeMs = ms(age)
 	}
+	b.disks.Load().report(&s)
 	return s
 }

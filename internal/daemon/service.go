@@ -81,6 +81,9 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	if err := d.refuse(ctx, dom, req.To); err != nil {
 		return nil, err
 	}
+	if err := checkPlaces(ctx, dom, req.Disks); err != nil {
+		return nil, err
+	}
 	kind := req.Arbiter
 	if kind == "" {
 		kind = d.cfg.Arbiter.Kind
@@ -105,7 +108,7 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
 	}
 	m := marker{Domain: dom.Name(), UUID: dom.UUID(), Role: "primary", Phase: "connecting", Protection: strings.ReplaceAll(randomUUID(), "-", ""),
-		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: pacing}
+		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: pacing, Disks: req.Disks}
 	return d.register(m, dom, pid)
 }
 

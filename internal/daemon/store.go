@@ -37,7 +37,9 @@ type marker struct {
 	// ArbiterID tells the shared directory from an empty mount point.
 	ArbiterID string         `json:"arbiterId,omitempty"`
 	Pacing    control.Pacing `json:"pacing,omitzero"` // primary only
-	At        time.Time      `json:"at"`
+	// Disks is where the operator wants the backup's images, by target.
+	Disks map[string]string `json:"disks,omitempty"`
+	At    time.Time         `json:"at"`
 	// Reason is the last word on a protection that ended.
 	Reason string `json:"reason,omitempty"`
 }
@@ -76,38 +78,49 @@ func (s *store) path(uuid string) string { return filepath.Join(s.dir, uuid+".js
 // put replaces the marker of m.UUID and returns when it is on disk.
 func (s *store) put(m marker) error {
 	m.Version, m.At = markerVersion, time.Now()
-	b, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(s.dir, ".marker-*")
-	if err != nil {
-		return fmt.Errorf("marker of %s: %w", m.Domain, err)
-	}
-	defer os.Remove(f.Name()) // a no-op once it was renamed
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), s.path(m.UUID))
-	}
-	if err == nil {
-		err = syncDir(s.dir)
-	}
-	if err != nil {
+	if err := putJSON(s.dir, s.path(m.UUID), m); err != nil {
 		return fmt.Errorf("marker of %s: %w", m.Domain, err)
 	}
 	return nil
 }
 
+// putJSON replaces the file at path, which is in dir, and returns when that is
+// on disk.
+func putJSON(dir, path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // a no-op once it was renamed
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	return err
+}
+
+// readBounded reads a small file of ours.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, markerBytesMax))
+}
+
 // get returns the marker of a domain; fs.ErrNotExist when there is none.
 func (s *store) get(uuid string) (marker, error) {
 	var m marker
-	f, err := os.Open(s.path(uuid))
-	if err != nil {
-		return m, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, markerBytesMax))
+	b, err := readBounded(s.path(uuid))
 	if err != nil {
 		return m, err
 	}

@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/virt"
+)
+
+// noteSources writes down where the guest's images are.
+func (p *primary) noteSources(list []virt.Disk) {
+	err := p.d.disks.change(p.uuid, p.name, func(rec *diskRecord) {
+		clear(rec.Disks)
+		for _, disk := range list {
+			rec.Disks[disk.Target] = diskImage{Path: disk.Path, Kind: imageSource, Raw: disk.Format == "raw" && !disk.Backing}
+		}
+		rec.Active, rec.Since = "", 0
+	})
+	if err != nil {
+		p.log.Error("the record of the guest's disks could not be written", "err", err)
+		p.warn("record of disks not written: " + err.Error())
+	}
+}
+
+// diskPlaces is where the operator wants the backup's images.
+func (p *primary) diskPlaces() map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mark.Disks
+}
+
+// noteStale writes down that the guest's images here are of the past: it goes on
+// at the peer.
+func (p *primary) noteStale() {
+	gen := uint64(p.m.Generation()) + 1 // or later; ours is over
+	stale := false
+	err := p.d.disks.change(p.uuid, p.name, func(rec *diskRecord) {
+		if stale = len(rec.Disks) > 0; stale {
+			rec.become(imageStale)
+			rec.Active, rec.Since = p.peerName(), gen
+		}
+	})
+	if err != nil {
+		p.log.Error("the record of the guest's disks could not be written: nothing here says that they are stale", "err", err)
+	}
+	if !stale {
+		return
+	}
+	p.async(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
+		defer cancel()
+		err := p.dom.NoteStale(ctx, virt.Stale{Generation: gen, ActiveHost: p.peerName(), Since: time.Now()})
+		if err != nil && !errors.Is(err, virt.ErrNoDomain) {
+			p.log.Warn("the domain's definition does not say that its disks are stale", "err", err)
+		}
+	})
+}
+
+// reportDisks adds what status shows of the guest's disks.
+func (p *primary) reportDisks(s *control.Status) {
+	l := p.currentLink()
+	if l == nil {
+		return
+	}
+	d := l.disks.Load()
+	if d == nil {
+		return
+	}
+	for i, st := range d.src.Stats() {
+		s.Disks = append(s.Disks, control.DiskStatus{Name: d.list[i].Target, Path: d.list[i].Path, SizeBytes: d.sizes[i].SizeBytes,
+			WrittenBytes: uint64(st.WrittenBytes), SentBytes: uint64(st.ShippedBytes), EqualBytes: uint64(st.EqualBytes)})
+	}
+}
