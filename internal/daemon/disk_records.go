@@ -98,8 +98,8 @@ func (r *diskRecords) change(uuid, domain string, f func(*diskRecord)) error {
 	if err != nil {
 		return err
 	}
-	before, _ := json.Marshal(rec)
 	rec.Domain = domain
+	before, _ := json.Marshal(rec)
 	f(&rec)
 	if after, _ := json.Marshal(rec); string(after) == string(before) {
 		return nil

@@ -32,6 +32,7 @@ type primary struct {
 	ended    bool // the machine came to its end; the machine's goroutine owns it
 
 	connecting atomic.Bool            // a connect goroutine is at work
+	fruitless  atomic.Int32           // sessions in a row of which no epoch was acknowledged
 	described  atomic.Pointer[string] // the domain's XML that the backup's standby was made of
 	setMu      sync.Mutex             // of who changes the pacing
 	pacing     atomic.Pointer[control.Pacing]

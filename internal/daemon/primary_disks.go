@@ -34,28 +34,34 @@ func (p *primary) diskPlaces() map[string]string {
 // noteStale writes down that the guest's images here are of the past: it goes on
 // at the peer.
 func (p *primary) noteStale() {
-	gen := uint64(p.m.Generation()) + 1 // or later; ours is over
-	stale := false
-	err := p.d.disks.change(p.uuid, p.name, func(rec *diskRecord) {
-		if stale = len(rec.Disks) > 0; stale {
-			rec.become(imageStale)
-			rec.Active, rec.Since = p.peerName(), gen
-		}
-	})
+	gen, peer := uint64(p.m.Generation())+1, p.peerName() // or a later one; ours is over
+	had, err := p.d.noteStale(p.uuid, p.name, peer, gen)
 	if err != nil {
 		p.log.Error("the record of the guest's disks could not be written: nothing here says that they are stale", "err", err)
 	}
-	if !stale {
+	if !had {
 		return
 	}
 	p.async(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
 		defer cancel()
-		err := p.dom.NoteStale(ctx, virt.Stale{Generation: gen, ActiveHost: p.peerName(), Since: time.Now()})
+		err := p.dom.NoteStale(ctx, virt.Stale{Generation: gen, ActiveHost: peer, Since: time.Now()})
 		if err != nil && !errors.Is(err, virt.ErrNoDomain) {
 			p.log.Warn("the domain's definition does not say that its disks are stale", "err", err)
 		}
 	})
+}
+
+// noteStale writes down that a guest went on elsewhere, and reports whether it
+// had disks here.
+func (d *Daemon) noteStale(uuid, name, host string, gen uint64) (had bool, err error) {
+	err = d.disks.change(uuid, name, func(rec *diskRecord) {
+		if had = len(rec.Disks) > 0; had {
+			rec.become(imageStale)
+			rec.Active, rec.Since = host, gen
+		}
+	})
+	return had, err
 }
 
 // reportDisks adds what status shows of the guest's disks.

@@ -110,6 +110,10 @@ const (
 	dialTimeout    = 3 * time.Second
 	dialBackoffMin = 50 * time.Millisecond
 	dialBackoffMax = 2 * time.Second
+	// fruitlessWaitMin and fruitlessWaitMax bound the pause after sessions that
+	// came to nothing.
+	fruitlessWaitMin = 500 * time.Millisecond
+	fruitlessWaitMax = 8 * time.Second
 )
 
 // connect dials until a session is agreed on or the runner ends.
@@ -118,6 +122,11 @@ func (p *primary) connect() {
 		return
 	}
 	defer p.connecting.Store(false)
+	// A backup that cannot do it, for instance because its disk is full, is
+	// not asked again and again to read all of its images.
+	if n := p.fruitless.Load(); n > 1 {
+		afterOrDone(p.ctx, min(fruitlessWaitMin<<(n-2), fruitlessWaitMax))
+	}
 	backoff := dialBackoffMin
 	for p.ctx.Err() == nil {
 		ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
@@ -164,7 +173,9 @@ func (p *primary) adopt(s *replica.Session) {
 	if old != nil {
 		old.end(nil)
 	}
-	p.setError(nil)
+	if p.fruitless.Add(1) == 1 {
+		p.setError(nil) // else it stays until there is an Ack
+	}
 	p.mu.Lock()
 	p.mark.PeerName = s.Welcome.Host
 	p.mu.Unlock()
@@ -206,6 +217,9 @@ func (l *link) read() error {
 			l.post(ftengine.StandbyReady{})
 		case *replica.Ack:
 			l.p.stats.acked()
+			if l.p.fruitless.Swap(0) > 1 {
+				l.p.setError(nil)
+			}
 			l.post(ftengine.Acked{Epoch: ftengine.Epoch(f.Epoch)})
 		case *replica.Rehearsed:
 			l.post(ftengine.Rehearsed{OK: m.OK, Reason: m.Reason})

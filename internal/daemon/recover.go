@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/control"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/virt"
@@ -102,6 +103,9 @@ func (d *Daemon) takeUp(m marker) error {
 			// go on from its last checkpoint.
 			reason += fmt.Sprintf("; its standby on %s goes on from the last checkpoint by itself, or with virt-ft activate %s there", m.PeerName, m.Domain)
 		}
+		if peer, stale := d.noteStaleGone(ctx, m); stale {
+			reason = "the guest went on at " + peer + " while this host's daemon was down; its disks here are stale"
+		}
 		m.Phase, m.Reason = "ended", reason
 		d.log.Error("a protection was lost", "domain", m.Domain, "reason", reason)
 		if err := netgate.Remove(d.pinsOf(m.UUID)); err != nil {
@@ -119,6 +123,33 @@ func (d *Daemon) takeUp(m marker) error {
 	d.log.Info("a protection is taken up again", "domain", m.Domain, "phase", m.Phase, "generation", m.Generation)
 	p.start()
 	return nil
+}
+
+// noteStaleGone finds out whether a guest that is gone here went on elsewhere,
+// and writes down then that its images here are of the past.
+func (d *Daemon) noteStaleGone(ctx context.Context, m marker) (peer string, stale bool) {
+	arb, err := d.arbiterFor(ctx, m.Arbiter, m.ArbiterID)
+	if err != nil {
+		return "", false
+	}
+	r, err := arb.Inspect(ctx, m.UUID)
+	if err != nil || r.Generation <= m.Generation || r.Step != arbiter.StepRunning || r.Host == d.cfg.Host {
+		return "", false
+	}
+	had, err := d.noteStale(m.UUID, m.Domain, r.Host, r.Generation)
+	if err != nil {
+		d.log.Error("the record of the guest's disks could not be written", "domain", m.Domain, "err", err)
+	}
+	if !had {
+		return "", false
+	}
+	if dom, err := d.virt.Lookup(ctx, m.UUID); err == nil {
+		err = dom.NoteStale(ctx, virt.Stale{Generation: r.Generation, ActiveHost: r.Host, Since: time.Now()})
+		if err != nil {
+			d.log.Warn("the domain's definition does not say that its disks are stale", "domain", m.Domain, "err", err)
+		}
+	}
+	return r.Host, true
 }
 
 // takeUpBackup goes on where an earlier daemon was, as far as that is possible:

@@ -276,7 +276,11 @@ func (d *Daemon) notProtected(ctx context.Context, domain string) error {
 				"the protection of %s could not be taken up again yet", m.Domain)
 		}
 		if m.Reason != "" {
-			return control.Errorf(control.CodeNotProtected, "", "%s is not protected any more: %s", m.Domain, m.Reason)
+			remedy := ""
+			if rec, err := d.disks.get(m.UUID); err == nil && rec.Active != "" {
+				remedy = fmt.Sprintf("do not start it here: its disks on this host are of the past, the guest went on at %s", rec.Active)
+			}
+			return control.Errorf(control.CodeNotProtected, remedy, "%s is not protected any more: %s", m.Domain, m.Reason)
 		}
 	}
 	if _, err := d.lookup(ctx, domain); err != nil {
