@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -354,15 +355,21 @@ func (in *inbound) stageDisk(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.
 	if cur.diskBytes > epochDiskBytesMax && epoch > 1 {
 		return fmt.Errorf("epoch %d writes more than %d bytes to disks", epoch, epochDiskBytesMax)
 	}
-	size := len(data)
-	if epoch == 1 {
-		return in.diskError(bd.target.WriteInitial(writesOf(m.Runs, data, func() { b.d.pool.put(data) })))
+	lent := data
+	release := func() { b.d.pool.put(lent) }
+	if cap(lent) > 2*len(lent) {
+		// A few kilobytes that wait must not keep a large buffer.
+		data = bytes.Clone(lent)
+		release()
+		release = func() {}
 	}
-	b.kept.disk(size)
-	return in.diskError(bd.target.Stage(uint64(epoch), writesOf(m.Runs, data, func() {
-		b.d.pool.put(data)
-		b.kept.disk(-size)
-	})))
+	ws := writesOf(m.Runs, data, release)
+	if epoch == 1 {
+		return in.diskError(bd.target.WriteInitial(ws))
+	}
+	// It does not count for what the backup holds of epochs: beyond a bound of
+	// its own the journal alone has it.
+	return in.diskError(bd.target.Stage(uint64(epoch), ws))
 }
 
 // endDisk makes the epoch's writes as safe as was agreed on; of the reader.

@@ -27,7 +27,7 @@ type kept struct {
 	outputs map[ftengine.Epoch][]replica.Packet // staged, and not known to be performed
 	inputs  []loggedInput                       // oldest first
 	logged  int                                 // bytes of inputs
-	staged  int                                 // bytes of pages, outputs and writes to disks
+	staged  int                                 // bytes of pages and outputs
 	epochs  int                                 // whose pages are not applied
 	freed   chan struct{}                       // closed and replaced when staged shrinks
 }
@@ -83,14 +83,6 @@ func (k *kept) applied(pageBytes uint64) {
 	defer k.mu.Unlock()
 	k.epochs--
 	k.shrink(int(pageBytes))
-}
-
-// disk takes note of data for disks that is held from now on, or, with less than
-// nothing, not any more.
-func (k *kept) disk(bytes int) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.shrink(-bytes)
 }
 
 func (k *kept) shrink(bytes int) {
