@@ -1,11 +1,13 @@
 // Command gotest runs `go test -json` with its arguments and prints what a
 // person wants to read: the line that closes each package, everything a failed
-// test printed, and, at the end, every skipped test with its reason. With -v in
+// test printed, and, at the end, the slowest tests and every skipped one with its
+// reason. With -v in
 // the arguments it prints all there is. It exits as go test does.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +22,20 @@ import (
 // event is one line of `go test -json` (go doc test2json).
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
+}
+
+// slowest is how many of the slowest tests are named at the end: where the time
+// of a run goes. slowS is how slow a test is to be for that, in seconds.
+const (
+	slowest = 15
+	slowS   = 10
+)
+
+// timing is how long a test took.
+type timing struct {
+	test    string
+	elapsed float64
 }
 
 // Bounds on what is kept of one test and of one line.
@@ -33,6 +49,7 @@ type reporter struct {
 	verbose bool
 	output  map[string]*strings.Builder // of tests that still run, and of packages
 	skips   []string
+	slow    []timing
 	failed  []string
 	passed  int
 }
@@ -70,6 +87,9 @@ func (r *reporter) line(b []byte) {
 		return
 	}
 	key := e.Package + " " + e.Test
+	if e.Elapsed >= slowS && e.Test != "" && !strings.Contains(e.Test, "/") {
+		r.slow = append(r.slow, timing{short(e.Package) + " " + e.Test, e.Elapsed})
+	}
 	switch e.Action {
 	case "build-output":
 		fmt.Fprint(r.out, e.Output)
@@ -142,6 +162,10 @@ func short(pkg string) string {
 }
 
 func (r *reporter) close() {
+	slices.SortFunc(r.slow, func(a, b timing) int { return cmp.Compare(b.elapsed, a.elapsed) })
+	for _, t := range r.slow[:min(slowest, len(r.slow))] {
+		fmt.Fprintf(r.out, "%5.0f s  %s\n", t.elapsed, t.test)
+	}
 	fmt.Fprintf(r.out, "\n%d tests passed, %d failed, %d skipped\n", r.passed, len(r.failed), len(r.skips))
 	for _, s := range r.skips {
 		fmt.Fprintln(r.out, "SKIP", s)

@@ -10,7 +10,7 @@ func TestReportKeepsSkipsAndFailures(t *testing.T) {
 	r := &reporter{out: &out, output: map[string]*strings.Builder{}}
 	for _, line := range []string{
 		`{"Action":"output","Package":"p","Test":"TestQuiet","Output":"    a.go:1: chatter\n"}`,
-		`{"Action":"pass","Package":"p","Test":"TestQuiet"}`,
+		`{"Action":"pass","Package":"p","Test":"TestQuiet","Elapsed":12.3}`,
 		`{"Action":"output","Package":"p","Test":"TestNoKVM","Output":"=== RUN   TestNoKVM\n"}`,
 		`{"Action":"output","Package":"p","Test":"TestNoKVM","Output":"    a.go:2: /dev/kvm is missing\n"}`,
 		`{"Action":"output","Package":"p","Test":"TestNoKVM","Output":"--- SKIP: TestNoKVM (0.00s)\n"}`,
@@ -25,7 +25,7 @@ func TestReportKeepsSkipsAndFailures(t *testing.T) {
 	}
 	r.close()
 	got := out.String()
-	for _, want := range []string{"a.go:3: wrong\n", "FAIL\tp\t0.1s\n", "not json\n",
+	for _, want := range []string{"a.go:3: wrong\n", "FAIL\tp\t0.1s\n", "not json\n", "   12 s  p TestQuiet\n",
 		"1 tests passed, 2 failed, 1 skipped\n", "SKIP p TestNoKVM: a.go:2: /dev/kvm is missing\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
