@@ -152,6 +152,8 @@ func (b *backup) do(a ftengine.Action) {
 		b.later(b.load)
 	case ftengine.Resume:
 		b.later(b.resume)
+	case ftengine.SendDropped:
+		b.send(0, &replica.Dropped{})
 	case ftengine.SendReady:
 		b.send(0, &replica.Ready{Disks: b.diskReady()})
 	case ftengine.Ack:

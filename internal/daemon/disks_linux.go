@@ -94,7 +94,7 @@ func (p *primary) openDisks(l *link, live string) error {
 		return nil
 	}
 	cfg := p.d.cfg.Disks
-	d.src = diskrep.NewSource(list, diskrep.SourceOptions{QueueBytesMax: int64(cfg.QueueBytesMax), StallMax: cfg.StallMax, Broken: l.fail, Log: p.log})
+	d.src = diskrep.NewSource(list, diskrep.SourceOptions{QueueBytesMax: int64(cfg.QueueBytesMax), StallMax: cfg.StallMax, Broken: d.broken, Log: p.log})
 	d.epoch.Store(1)
 	if err := d.look(); err != nil {
 		return err
@@ -401,6 +401,26 @@ func (d *disks) ended(epoch ftengine.Epoch, ok bool) {
 	if d != nil {
 		d.cut = false
 	}
+}
+
+// broken ends the session: a write of the guest may have been missed. A QEMU that
+// ends closes its connections before it is seen to have ended; the backup must
+// hear of that, on this session, and not of a lost one.
+func (d *disks) broken(err error) {
+	if !d.l.p.dying(d.l.ctx) {
+		d.l.fail(err)
+	}
+}
+
+// dyingMax is how long a QEMU that ends may take to, once its files are closed.
+const dyingMax = 300 * time.Millisecond
+
+// dying tells whether the guest's QEMU is gone, or is in a moment.
+func (p *primary) dying(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, dyingMax)
+	defer cancel()
+	_, err := waitExit(ctx, p.pid)
+	return err == nil
 }
 
 // ship queues writes for the backup.

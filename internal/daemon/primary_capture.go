@@ -170,7 +170,7 @@ func (p *primary) copyDisks(l *link) error {
 		p.mirrorTries.Store(0)
 		return nil
 	}
-	if l.ctx.Err() != nil || processGone(p.pid) {
+	if l.ctx.Err() != nil || p.dying(l.ctx) {
 		return err
 	}
 	l.fail(err) // its mirrors are of no use; the next session makes new ones

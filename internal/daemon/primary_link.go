@@ -206,6 +206,8 @@ func (l *link) read() error {
 			continue
 		}
 		switch m := f.Msg.(type) {
+		case *replica.Dropped:
+			l.post(ftengine.PeerDropped{})
 		case *replica.DiskSums:
 			if err := l.disks.Load().sums(m); err != nil {
 				return err

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -109,7 +108,7 @@ func (s *shipper) send(x shipment) error {
 	if err != nil {
 		return err
 	}
-	if err := x.allWritten(l.ctx); err != nil {
+	if err := l.allWritten(&x); err != nil {
 		return err
 	}
 	end := &replica.EpochEnd{Pages: s.pages, Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano()}
@@ -122,18 +121,21 @@ func (s *shipper) send(x shipment) error {
 }
 
 // allWritten waits for the word that no write to a disk was missed in the epoch.
-func (s *shipment) allWritten(ctx context.Context) error {
+func (l *link) allWritten(s *shipment) error {
 	if s.whole == nil {
 		return nil
 	}
 	select {
 	case err := <-s.whole:
-		if err != nil {
-			return fmt.Errorf("epoch %d is not sent: %w", s.epoch, err)
+		if err == nil {
+			return nil
 		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+		if l.p.dying(l.ctx) {
+			<-l.ctx.Done() // nothing more is sent; watchGuest tells why
+		}
+		return fmt.Errorf("epoch %d is not sent: %w", s.epoch, err)
+	case <-l.ctx.Done():
+		return l.ctx.Err()
 	}
 }
 

@@ -38,7 +38,7 @@ func samples() []Message {
 			Arbiter: "file", ArbiterIdentity: "/srv/ft", Durability: DurabilityFsync, Disks: sampleDisks()},
 		&Ready{Disks: []DiskReady{{"/srv/web1-vda.raw", true}, {"/srv/web1-sdb.raw", false}}}, &Device{Blob: []byte("QEVM...")}, &Output{samplePackets()}, &Input{samplePackets()[1:]},
 		&EpochEnd{Pages: 3, Packets: 2, DiskWrites: 9, Flags: EpochInitial, CapturedUnixNs: 1234567890},
-		&Ack{}, &Committed{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
+		&Ack{}, &Committed{}, &Dropped{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
 		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9},
 		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
 		&DiskSums{Disk: 1, FirstBlock: 0x1000, Sums: []byte("sixteen bytes ofa sum, then more")},

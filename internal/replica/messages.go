@@ -232,6 +232,10 @@ type EpochEnd struct {
 // Setup asked for.
 type Ack struct{}
 
+// Dropped says that the backup cannot go on any more from anything that an older
+// session brought. It comes long before Ready where disks are to be compared.
+type Dropped struct{}
+
 // Committed says that the backup has applied the header's epoch.
 type Committed struct{}
 
@@ -280,6 +284,7 @@ func (*Device) Type() Type       { return TypeDevice }
 func (*EpochEnd) Type() Type     { return TypeEpochEnd }
 func (*Ack) Type() Type          { return TypeAck }
 func (*Committed) Type() Type    { return TypeCommitted }
+func (*Dropped) Type() Type      { return TypeDropped }
 func (*Rehearsed) Type() Type    { return TypeRehearsed }
 func (*Released) Type() Type     { return TypeReleased }
 func (*Heartbeat) Type() Type    { return TypeHeartbeat }
@@ -292,6 +297,7 @@ func (*Error) Type() Type        { return TypeError }
 
 func (*Ack) fields(*codec)           {}
 func (*Committed) fields(*codec)     {}
+func (*Dropped) fields(*codec)       {}
 func (*Released) fields(*codec)      {}
 func (*Activated) fields(*codec)     {}
 func (m *Device) fields(c *codec)    { c.bytes("blob", &m.Blob, MaxDeviceBytes) }

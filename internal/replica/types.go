@@ -30,6 +30,7 @@ const (
 	TypeError
 	TypeDiskSums
 	TypeDiskWrites
+	TypeDropped
 	typeEnd
 )
 
@@ -145,6 +146,8 @@ func kindOf(t Type) kind {
 		return kind{"Bye", maxSmallPayload, ControlChannel, false, func() Message { return new(Bye) }}
 	case TypeError:
 		return kind{"Error", maxSmallPayload, onBoth, false, func() Message { return new(Error) }}
+	case TypeDropped:
+		return kind{"Dropped", 0, ControlChannel, false, func() Message { return new(Dropped) }}
 	case TypeDiskSums:
 		return kind{"DiskSums", diskSumsHeadBytes + MaxSums*SumBytes, ControlChannel, false, func() Message { return new(DiskSums) }}
 	case TypeDiskWrites:

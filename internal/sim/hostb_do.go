@@ -73,6 +73,9 @@ func (b *hostB) send(act ftengine.Action) {
 	}
 	var e ftengine.Event
 	switch act := act.(type) {
+	case ftengine.SendDropped:
+		b.w.person, b.forgot = nobody, false
+		e = ftengine.PeerDropped{}
 	case ftengine.SendReady:
 		b.w.person, b.forgot = nobody, false
 		e = ftengine.StandbyReady{}

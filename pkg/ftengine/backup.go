@@ -226,7 +226,7 @@ func (b *Backup) sessionUp(e SessionUp) []Action {
 	b.gen, b.session = e.Generation, true
 	b.acked, b.committed, b.released = 0, 0, 0
 	b.makes.ask()
-	return append(acts, MakeStandby{})
+	return append(acts, SendDropped{}, MakeStandby{})
 }
 
 // drop lets go of what was held for a session.

@@ -58,6 +58,9 @@ type (
 
 // Events of the primary.
 type (
+	// PeerDropped: the backup let go of all that it held for older sessions.
+	// Making a standby, and finding out what its disks hold, takes longer.
+	PeerDropped struct{}
 	// StandbyReady: the backup made its standby and takes pages now.
 	StandbyReady struct{}
 	// Captured answers Capture: checkpoint Epoch is queued for shipping.
@@ -136,6 +139,7 @@ func (SessionUp) event()        {}
 func (SessionDown) event()      {}
 func (ClaimDone) event()        {}
 func (Retry) event()            {}
+func (PeerDropped) event()      {}
 func (StandbyReady) event()     {}
 func (Captured) event()         {}
 func (CaptureFailed) event()    {}
@@ -238,6 +242,9 @@ type (
 	MakeStandby struct{}
 	// RemakeStandby starts another one from the memory that we still hold.
 	RemakeStandby struct{}
+	// SendDropped tells the primary that we cannot go on from anything any
+	// more that an older session brought: not after a restart either.
+	SendDropped struct{}
 	// SendReady tells the primary to go on.
 	SendReady struct{}
 	// Ack acknowledges Epoch to the primary.
@@ -292,6 +299,7 @@ func (WatchWinner) action()     {}
 func (DestroyGuest) action()    {}
 func (MakeStandby) action()     {}
 func (RemakeStandby) action()   {}
+func (SendDropped) action()     {}
 func (SendReady) action()       {}
 func (Ack) action()             {}
 func (Commit) action()          {}

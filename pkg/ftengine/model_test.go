@@ -125,7 +125,7 @@ func (p *primaryModel) events() []Event {
 		evs = append(evs, SessionUp{}, SessionUp{}, SessionUp{p.m.Generation() + 1, rapid.Bool().Draw(p.t, "runs")})
 	}
 	if p.session {
-		evs = append(evs, SessionDown{Closed}, SessionDown{Silent}, Rehearsed{OK: true}, Rehearsed{}, StandbyReady{}, PeerActivated{p.m.Generation() + 1}, PeerStoodDown{})
+		evs = append(evs, SessionDown{Closed}, SessionDown{Silent}, Rehearsed{OK: true}, Rehearsed{}, PeerDropped{}, StandbyReady{}, PeerActivated{p.m.Generation() + 1}, PeerStoodDown{})
 		if p.ready {
 			evs = append(evs, Acked{p.acked + 1}, Acked{p.acked + 1}, Acked{Epoch(rapid.Uint64Range(0, 20).Draw(p.t, "ack"))})
 		}
@@ -188,7 +188,7 @@ func (p *primaryModel) believe(e Event) {
 	switch e := e.(type) {
 	case SessionUp, SessionDown:
 		p.stale = p.captures > 0
-	case StandbyReady:
+	case PeerDropped, StandbyReady:
 		if state == PrimarySyncing && !p.ready {
 			p.mayHold = false // it dropped what it had
 		}

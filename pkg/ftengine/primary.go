@@ -155,12 +155,17 @@ func (p *Primary) Step(e Event) []Action {
 		return p.sessionUp(e)
 	case SessionDown:
 		return p.sessionDown(e)
+	case PeerDropped:
+		if p.state != PrimarySyncing || p.ready {
+			return nil
+		}
+		return p.openGate()
 	case StandbyReady:
 		if p.state != PrimarySyncing || p.ready {
 			return nil
 		}
 		p.ready, p.paceDue = true, true
-		// It dropped what it held for an older session.
+		// It dropped what it held for an older session, if it did not say so yet.
 		return append(p.openGate(), p.maybeCapture()...)
 	case PaceDue:
 		p.paceDue = true
@@ -224,7 +229,7 @@ func (p *Primary) sessionUp(e SessionUp) []Action {
 	}
 	p.session, p.state = true, PrimarySyncing
 	// Still armed, if it was: that the backup dropped what it held for an
-	// older session is certain only when it asks for the first checkpoint.
+	// older session is certain only when it says so.
 	p.ready, p.fenced = false, false
 	p.captured, p.acked, p.early = 0, 0, 0
 	p.stale = p.capturing

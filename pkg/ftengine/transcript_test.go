@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "rewrite testdata/*.txt with what the ma
 // vocabulary names every event that a transcript may use.
 func vocabulary() map[string]reflect.Type {
 	words := map[string]reflect.Type{}
-	for _, e := range []Event{SessionUp{}, SessionDown{}, ClaimDone{}, Retry{}, StandbyReady{}, Captured{}, CaptureFailed{},
+	for _, e := range []Event{SessionUp{}, SessionDown{}, ClaimDone{}, Retry{}, PeerDropped{}, StandbyReady{}, Captured{}, CaptureFailed{},
 		Acked{}, Rehearsed{}, PaceDue{}, GuestGone{}, WinnerRunning{}, WinnerWithdrew{}, PeerStoodDown{}, PeerActivated{}, Unprotect{},
 		StandbyMade{}, Staged{}, CommitDone{}, RehearseDone{}, ReleasedTo{}, GuestDead{}, StandDown{}, OperatorActivate{}, StandbyDied{},
 		LoadDone{}, ConfirmDone{}, ResumeDone{}} {
