@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -42,6 +43,7 @@ func TestClientJudgesAGuest(t *testing.T) {
 	if v.Err() != nil || v.Acked < 500 {
 		t.Fatalf("an honest guest: %+v, %v", v, ctx.Err())
 	}
+	checkQuiet(t, c)
 	lat := c.Latencies(start, time.Now())
 	t.Logf("%d answers, p50 %v, p99 %v", v.Acked, Quantile(lat, .5), Quantile(lat, .99))
 	if s, err := out.Speeches(start); err != nil || len(s) != 1 || s[0].Host != l.A.Name || s[0].Answers < v.Acked {
@@ -71,5 +73,22 @@ func TestClientJudgesAGuest(t *testing.T) {
 	}
 	if e, ok := c.FirstAnswerAfter(struck); ok {
 		t.Errorf("an answer from a guest that knows no session: %+v", e)
+	}
+}
+
+// checkQuiet fails if a request is under way while the client is quiet.
+func checkQuiet(t *testing.T, c *Client) {
+	err := c.Quiet(func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for id, es := range c.Journal.sessions {
+			if n := len(es); n > 0 && es[n-1].At.IsZero() {
+				return fmt.Errorf("session %#x has a request under way", id)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -105,6 +105,12 @@ func TestGuestDisks(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("ready with %d disks after %v", g.Ready.Disks, time.Since(start))
+			for _, d := range o.withDefaults().Disks {
+				i, err := l.A.DiskImage(ctx, g.Name, d.Target)
+				if want := (Image{Path: l.A.ImagePath(d.Path), Format: d.Format}); err != nil || i != want {
+					t.Errorf("%s: libvirt has it at %+v, not %+v: %v", d.Target, i, want, err)
+				}
+			}
 			workDisks(ctx, t, l, o)
 			if _, err := l.A.Virsh(ctx, "destroy", g.Name); err != nil {
 				t.Fatal(err)

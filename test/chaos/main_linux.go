@@ -1,9 +1,15 @@
 // Command chaos asks one question again and again: does anybody lose anything?
 // Clients work with a guest that virt-ft protects; at a random moment its QEMU,
-// the primary's daemon, the primary's host or the link between the hosts dies;
-// the guest must go on, on one host, with all that it ever answered and on the
-// same connections. Then it is protected again, to the other host, and the next
-// round begins. The clients' own log is the judge.
+// a daemon, the primary's host, the link between the hosts or the mirror of a
+// disk dies; the guest must go on, on one host, with all that it ever answered
+// and on the same connections. Then it is protected again, to the other host,
+// and the next round begins. The clients' own log is the judge.
+//
+// The guest has two disks. On one, every answer's record was durable before the
+// answer was given; on the other it makes, renames and removes files. After each
+// fault the guest compares both with its memory, and the image under it must
+// hold the record of every answer that a client ever got. Now and then the file
+// system on the image is checked, and the images of both hosts are compared.
 //
 // Every round has a line on standard error; the last line, on standard output,
 // is JSON. The first loss ends the run. A seed repeats the choices of a run,
@@ -112,7 +118,7 @@ func (c *chaos) run(ctx context.Context) error {
 	for i := c.first; i < c.first+c.kills; i++ {
 		rng := rand.New(rand.NewPCG(c.seed, uint64(i)))
 		k := c.kinds[rng.IntN(len(c.kinds))]
-		o, err := c.round(ctx, k, rng)
+		o, err := c.round(ctx, i, k, rng)
 		if ctx.Err() != nil {
 			return errors.Join(ctx.Err(), c.judge(context.WithoutCancel(ctx)))
 		}
@@ -120,7 +126,7 @@ func (c *chaos) run(ctx context.Context) error {
 			c.report.FailedRound = i
 			say("round %d, %s: FAILED: %v", i, k, err)
 			say("again: -seed %d -from %d", c.seed, i)
-			c.showLogs()
+			c.showLogs(context.WithoutCancel(ctx))
 			return fmt.Errorf("round %d, %s: %w", i, k, err)
 		}
 		c.rounds[k] = append(c.rounds[k], o)
@@ -128,15 +134,18 @@ func (c *chaos) run(ctx context.Context) error {
 		if o.moved {
 			where = fmt.Sprintf("after %.0f ms on", float64(o.failover.Microseconds())/1000)
 		}
-		say("round %d: %-6s guest %s %s, longest silence %.0f ms, %d answers in all, protected again after %.1f s",
+		say("round %d: %-13s guest %s %s, longest silence %.0f ms, %d answers in all, protected again after %.1f s",
 			i, k, where, c.home.Name, float64(o.silence.Microseconds())/1000, c.client.Verdict().Acked, o.repair.Seconds())
 	}
 	return c.judge(ctx)
 }
 
+// lookMax bounds a look at what a failed run leaves.
+const lookMax = 20 * time.Second
+
 // guestMemMiB and the working set are small, so that a round is short.
 const (
-	guestMemMiB  = 128
+	guestMemMiB  = 192
 	guestCmdline = "ft.mem_mb=24 ft.dirty_pages_s=1000 ft.verify_pages_s=8000 ft.tick_ms=%d"
 )
 
@@ -166,13 +175,16 @@ func (c *chaos) build(ctx context.Context) error {
 		return err
 	}
 	boot.NIC, boot.MemMiB, boot.Cmdline = true, guestMemMiB, fmt.Sprintf(guestCmdline, c.tick.Milliseconds())
+	boot.Disks, boot.AcceptDisk = guestDisks(), recordsDisk
 	c.home = c.lab.A
 	if c.guest, err = c.home.StartGuest(ctx, boot); err != nil {
 		return err
 	}
 	c.load.ID, c.load.Seed, c.load.AnswerMax = 1, c.seed, c.stepMax/2
-	c.client, err = c.lab.StartClient(ctx, c.load)
-	return err
+	if c.client, err = c.lab.StartClient(ctx, c.load); err != nil {
+		return err
+	}
+	return c.loadDisks(ctx)
 }
 
 func (c *chaos) close() {
@@ -187,14 +199,25 @@ func (c *chaos) close() {
 	}
 }
 
-// showLogs prints the ends of the daemons' logs, which go away with the lab.
-func (c *chaos) showLogs() {
-	const tail = 8000
+// showLogs prints what goes away with the lab: the ends of the daemons' logs and
+// of the guest's console, and what libvirt and the last tick say.
+func (c *chaos) showLogs(ctx context.Context) {
+	const tail, consoleTail = 8000, 1000
+	ctx, cancel := context.WithTimeout(ctx, lookMax)
+	defer cancel()
 	for _, h := range c.lab.Hosts() {
 		b, err := os.ReadFile(h.Daemon.LogPath())
 		if err == nil {
 			fmt.Fprintf(os.Stderr, "--- %s, end of the daemon's log\n%s", h.Name, b[max(0, len(b)-tail):])
 		}
+		if text, err := h.Console(c.guest.Name); err == nil {
+			fmt.Fprintf(os.Stderr, "--- %s, end of the guest's console\n%s\n", h.Name, text[max(0, len(text)-consoleTail):])
+		}
+		list, err := h.Virsh(ctx, "list", "--all")
+		fmt.Fprintf(os.Stderr, "--- %s, virsh list\n%s%v\n", h.Name, list, err)
+	}
+	if last, ok := c.out.Last(); ok {
+		fmt.Fprintf(os.Stderr, "--- the last tick came %v ago from %s: %+v\n", time.Since(last.At), last.Host, last.Tick)
 	}
 }
 

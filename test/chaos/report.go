@@ -14,13 +14,18 @@ type kind string
 
 // The faults. Zero is invalid.
 const (
-	faultQEMU   kind = "qemu"   // SIGKILL to the guest's QEMU
-	faultDaemon kind = "daemon" // SIGKILL to the primary's daemon, restarted within 2 s
-	faultHost   kind = "host"   // power loss of the primary's host
-	faultLink   kind = "link"   // the replication link is cut, and healed after the decision
+	faultQEMU   kind = "qemu"          // SIGKILL to the guest's QEMU
+	faultDaemon kind = "daemon"        // SIGKILL to the primary's daemon, restarted within 2 s
+	faultHost   kind = "host"          // power loss of the primary's host
+	faultLink   kind = "link"          // the replication link is cut, and healed after the decision
+	faultPower  kind = "power"         // SIGKILL to QEMU, libvirtd and daemon of the primary at once; its kernel lives
+	faultBackup kind = "backup-daemon" // SIGKILL to the backup's daemon, restarted within 2 s
+	faultJob    kind = "blockjob"      // somebody ends the mirror of a disk with virsh
 )
 
-func faults() []kind { return []kind{faultQEMU, faultDaemon, faultHost, faultLink} }
+func faults() []kind {
+	return []kind{faultQEMU, faultDaemon, faultHost, faultLink, faultPower, faultBackup, faultJob}
+}
 
 // parseKinds reads a comma-separated list; empty means all.
 func parseKinds(s string) ([]kind, error) {
@@ -58,8 +63,16 @@ type report struct {
 	Contradictions uint64              `json:"contradictions"`
 	Unanswered     uint64              `json:"unanswered"`
 	MemoryErrors   uint64              `json:"memory_errors"`
-	TwoHosts       uint64              `json:"two_hosts"` // rounds in which both were heard in turn
-	Forgotten      uint64              `json:"forgotten"` // frames that the guest had sent and nobody heard
+	TwoHosts       uint64              `json:"two_hosts"`    // rounds in which both were heard in turn
+	Forgotten      uint64              `json:"forgotten"`    // frames that the guest had sent and nobody heard
+	DiskRecords    uint64              `json:"disk_records"` // acknowledged requests whose records were looked for on the guest's image
+	DiskLost       uint64              `json:"disk_lost"`
+	DiskForeign    uint64              `json:"disk_foreign"` // what a discarded epoch wrote
+	DiskTorn       uint64              `json:"disk_torn"`
+	DiskErrors     uint64              `json:"disk_errors"` // I/O errors that the guest saw
+	FsckErrors     uint64              `json:"fsck_errors"`
+	ImagesCompared uint64              `json:"images_compared"` // pairs, one of each host
+	ImagesDiffer   uint64              `json:"images_differ"`
 	Kinds          map[kind]kindReport `json:"kinds"`
 	NetworkBack    *spread             `json:"network_back_ms,omitempty"` // after the daemon's restart
 	Seed           uint64              `json:"seed"`
@@ -95,13 +108,37 @@ func spreadOf(ds []time.Duration) *spread {
 
 // lost tells whether the world was told something that does not hold.
 func (r *report) lost() bool {
-	return r.AckedLost+r.TCPReset+r.Contradictions+r.Unanswered+r.MemoryErrors+r.TwoHosts+r.Forgotten != 0
+	return r.AckedLost+r.TCPReset+r.Contradictions+r.Unanswered+r.MemoryErrors+r.TwoHosts+r.Forgotten+
+		r.DiskLost+r.DiskForeign+r.DiskTorn+r.DiskErrors+r.FsckErrors+r.ImagesDiffer != 0
 }
 
 // judge fills in what clients say.
 func (r *report) judge(v lab.Verdict, stepsBack uint64) {
 	r.Acked, r.AckedLost, r.TCPReset, r.Unanswered = v.Acked, v.AckedLost, v.TCPReset, v.Unanswered
 	r.Contradictions = v.Contradictions + stepsBack
+}
+
+// diskFindings is what a look at the guest's disks found. All but Whole must be
+// zero.
+type diskFindings struct {
+	Whole    uint64   `json:"whole"`
+	Missing  uint64   `json:"missing"`
+	Foreign  uint64   `json:"foreign"`
+	Torn     uint64   `json:"torn"`
+	Failures uint64   `json:"failures"` // I/O errors so far
+	Texts    []string `json:"findings"`
+}
+
+// diskFound counts findings; none is no error.
+func (r *report) diskFound(who string, f diskFindings) error {
+	r.DiskLost += f.Missing
+	r.DiskForeign += f.Foreign
+	r.DiskTorn += f.Torn
+	r.DiskErrors = max(r.DiskErrors, f.Failures)
+	if f.Missing+f.Foreign+f.Torn+f.Failures == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s finds %d lost, %d foreign, %d torn, %d I/O errors: %q", who, f.Missing, f.Foreign, f.Torn, f.Failures, f.Texts)
 }
 
 // tally fills in the times.

@@ -43,6 +43,17 @@ func TestReportOfRounds(t *testing.T) {
 	}
 }
 
+func TestDiskFindings(t *testing.T) {
+	var r report
+	if err := r.diskFound("the guest", diskFindings{Whole: 5}); err != nil || r.lost() {
+		t.Errorf("a loss of nothing: %v", err)
+	}
+	err := r.diskFound("the guest", diskFindings{Missing: 2, Torn: 1, Texts: []string{"slot 3 is gone"}})
+	if err == nil || !strings.Contains(err.Error(), "slot 3 is gone") || r.DiskLost != 2 || r.DiskTorn != 1 {
+		t.Errorf("%v, %+v", err, r)
+	}
+}
+
 // TestAnyLossFailsTheRun: each count alone.
 func TestAnyLossFailsTheRun(t *testing.T) {
 	for name, harm := range map[string]func(r *report){
@@ -54,6 +65,12 @@ func TestAnyLossFailsTheRun(t *testing.T) {
 		"memory_errors":  func(r *report) { r.MemoryErrors = 1 },
 		"two_hosts":      func(r *report) { r.TwoHosts = 1 },
 		"forgotten":      func(r *report) { r.Forgotten = 1 },
+		"disk_lost":      func(r *report) { _ = r.diskFound("vda", diskFindings{Missing: 1}) },
+		"disk_foreign":   func(r *report) { _ = r.diskFound("vda", diskFindings{Foreign: 1}) },
+		"disk_torn":      func(r *report) { _ = r.diskFound("vda", diskFindings{Torn: 1}) },
+		"disk_errors":    func(r *report) { _ = r.diskFound("vda", diskFindings{Failures: 1}) },
+		"fsck_errors":    func(r *report) { r.FsckErrors = 1 },
+		"images_differ":  func(r *report) { r.ImagesDiffer = 1 },
 	} {
 		var r report
 		harm(&r)

@@ -26,11 +26,13 @@ const (
 	passesAfter = 2
 	// retryEvery is the pause between two tries to protect again.
 	retryEvery = 200 * time.Millisecond
+	// noticePoll is how often is looked whether a loss was noticed.
+	noticePoll = 20 * time.Millisecond
 )
 
 // round protects, strikes once, and judges. Afterwards the guest runs at c.home
 // and both hosts are as before.
-func (c *chaos) round(ctx context.Context, k kind, rng *rand.Rand) (outcome, error) {
+func (c *chaos) round(ctx context.Context, i int, k kind, rng *rand.Rand) (outcome, error) {
 	if err := c.ready(ctx, rng); err != nil {
 		return outcome{}, err
 	}
@@ -39,6 +41,10 @@ func (c *chaos) round(ctx context.Context, k kind, rng *rand.Rand) (outcome, err
 	o, err := c.strike(ctx, k, rng, fault)
 	if err != nil {
 		return o, errors.Join(fmt.Errorf("after the fault: %w", err), c.judge(ctx))
+	}
+	// At once, under load: what is wrong now may soon be written over.
+	if err := c.askDisks(ctx); err != nil {
+		return o, errors.Join(err, c.judge(ctx))
 	}
 	if err := c.verify(ctx, fault, o.moved); err != nil {
 		return o, errors.Join(err, c.judge(ctx))
@@ -49,7 +55,7 @@ func (c *chaos) round(ctx context.Context, k kind, rng *rand.Rand) (outcome, err
 		return o, errors.Join(fmt.Errorf("%d ticks that the guest had sent were never heard", missing), c.judge(ctx))
 	}
 	o.silence = c.client.LongestSilence(fault, time.Now())
-	if err := c.judge(ctx); err != nil {
+	if err := errors.Join(c.lookAtImages(ctx, i), c.judge(ctx)); err != nil {
 		return o, err
 	}
 	whole := time.Now()
@@ -57,6 +63,9 @@ func (c *chaos) round(ctx context.Context, k kind, rng *rand.Rand) (outcome, err
 		return o, errors.Join(fmt.Errorf("protecting again: %w", err), c.judge(ctx))
 	}
 	o.repair = time.Since(whole)
+	if i%compareEvery == 0 {
+		return o, c.compareImages(ctx)
+	}
 	return o, nil
 }
 
@@ -71,6 +80,9 @@ func (c *chaos) ready(ctx context.Context, rng *rand.Rand) error {
 		if err := pause(ctx, time.Millisecond); err != nil {
 			return fmt.Errorf("clients are not answered: %w", err)
 		}
+	}
+	if err := c.eraseSome(ctx, rng); err != nil {
+		return err
 	}
 	return pause(ctx, time.Duration(rng.Int64N(int64(momentMax))))
 }
@@ -105,6 +117,12 @@ func (c *chaos) strike(ctx context.Context, k kind, rng *rand.Rand, fault time.T
 		return c.restart(ctx, time.Duration(rng.Int64N(int64(daemonAwayMax))))
 	case faultLink:
 		return c.cut(ctx, fault)
+	case faultPower:
+		return c.crash(ctx, fault)
+	case faultBackup:
+		return c.loseBackup(ctx, time.Duration(rng.Int64N(int64(daemonAwayMax))))
+	case faultJob:
+		return c.endMirror(ctx, rng)
 	}
 	return outcome{}, fmt.Errorf("unknown fault %q", k)
 }

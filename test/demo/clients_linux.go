@@ -51,8 +51,22 @@ func (d *demo) latency(when string, since time.Time) float64 {
 	return p50
 }
 
-// startLoad puts more clients to work and waits until they are under way.
+// The guest's disk. It rests while latency is measured, which is a matter of the
+// network then.
+const recordsDisk, recordsMiB = "vda", 32
+
+// startLoad puts more clients to work and waits until they are under way. From
+// here on every answer is on the guest's disk before it is given.
 func (d *demo) startLoad(ctx context.Context) (err error) {
+	answer, err := d.lab.Command(ctx, "disk "+recordsDisk+" accept")
+	if err != nil {
+		return err
+	}
+	since, ok := answer["since"].(float64)
+	if !ok {
+		return fmt.Errorf("the guest does not say from when on it writes to %s: %v", recordsDisk, answer)
+	}
+	d.since = uint64(since)
 	if d.load, err = d.lab.StartClient(ctx, lab.ClientOptions{ID: 2, Seed: 2, TCP: loadTCP, UDP: loadUDP, Pace: loadPace, Jitter: loadJitter, AnswerMax: answerMax}); err != nil {
 		return err
 	}
@@ -100,6 +114,33 @@ func (d *demo) acceptance(ctx context.Context) error {
 	say("clients got %d answers: the guest forgot %d, %d connections were reset, %d contradictions, %d requests without an answer",
 		all.Acked, all.AckedLost, all.TCPReset, all.Contradictions, all.Unanswered)
 	return errors.Join(failed, all.Err())
+}
+
+// disk looks for the record of every answer on host B's image.
+func (d *demo) disk(ctx context.Context) error {
+	image, err := d.lab.B.DiskImage(ctx, d.guest.Name, recordsDisk)
+	if err != nil {
+		return err
+	}
+	var found lab.Records
+	err = d.meter.Quiet(func() error {
+		return d.load.Quiet(func() error {
+			if _, err := d.lab.Command(ctx, "disk quiet"); err != nil {
+				return err
+			}
+			found, err = lab.CheckRecords(image.Path, d.since, d.meter.Journal, d.load.Journal)
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	d.result.DiskRecords, d.result.DiskLost = found.Acked, found.Missing
+	if err := found.Err(); err != nil {
+		return err
+	}
+	say("disk %s: %d records acknowledged, host B's image has them all", recordsDisk, found.Acked)
+	return nil
 }
 
 func (d *demo) stopClients() {

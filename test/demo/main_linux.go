@@ -1,8 +1,9 @@
 // Command demo shows what virt-ft is for: it makes two hosts, boots a Linux
 // guest on host A as an ordinary libvirt domain, lets clients work with it over
 // TCP and UDP, protects it to host B meanwhile, kills its QEMU, and watches the
-// guest go on at B: with every answer that a client ever got, and on the same
-// connections. Its last line is JSON. Ctrl-C ends it cleanly at any moment.
+// guest go on at B: with every answer that a client ever got, on the same
+// connections, and with a disk that holds what the answers said was on it. Its
+// last line is JSON. Ctrl-C ends it cleanly at any moment.
 package main
 
 import (
@@ -36,6 +37,8 @@ type result struct {
 	LatencyBaseMs  float64 `json:"latency_base_p50_ms"`  // of a request, unprotected
 	LatencyAddedMs float64 `json:"latency_added_p50_ms"` // by the protection
 	LostMs         float64 `json:"lost_ms"`              // guest time rolled back: last tick heard from A, less the checkpoint's
+	DiskRecords    uint64  `json:"disk_records"`         // answers whose record must be on the disk
+	DiskLost       uint64  `json:"disk_lost"`            // of these, what host B's image does not have
 	MemoryErrors   uint64  `json:"memory_errors"`
 	Verifications  uint64  `json:"memory_passes_after"` // of the whole working set, after failover
 	CommittedTick  uint64  `json:"committed_tick"`      // in the backup's memory when QEMU died
@@ -61,6 +64,7 @@ type demo struct {
 	result  result
 	binary  string
 	started time.Time
+	since   uint64 // serial of the last answer that has no record on the disk
 }
 
 func main() {
@@ -115,6 +119,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.acceptance(ctx); err != nil {
 		return err
 	}
+	if err := d.disk(ctx); err != nil {
+		return err
+	}
 	if d.hold {
 		say("holding; host A is process %d, host B is process %d (nsenter -a -t PID)", d.lab.A.Pid(), d.lab.B.Pid())
 		<-ctx.Done()
@@ -145,7 +152,7 @@ func (d *demo) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	boot.NIC = true
+	boot.NIC, boot.Disks = true, []lab.GuestDisk{{Target: recordsDisk, SizeMiB: recordsMiB}}
 	start := time.Now()
 	if d.guest, err = d.lab.A.StartGuest(ctx, boot); err != nil {
 		return err

@@ -60,6 +60,34 @@ func mutants() []mutant {
 			new:  "\terr := b.gate.Pass(ctx, nil)",
 			args: []string{"-only", "host"}, kills: 40,
 		},
+		{
+			name: "ack-without-disk", // an epoch is acknowledged, and its writes are nowhere
+			file: "internal/daemon/backup_disks_linux.go",
+			old:  "\treturn in.diskError(bd.target.Stage(uint64(epoch), ws))",
+			new:  "\tfor i := range ws { ws[i].Free() }; return nil",
+			args: []string{"-only", "qemu"}, kills: 10,
+		},
+		{
+			name: "write-before-commit", // what arrives of an open epoch is in the image at once
+			file: "internal/diskrep/target_linux.go",
+			old:  "\t\te.writes = append(e.writes, w)",
+			new:  "\t\te.writes = append(e.writes, w); if len(w.Data) > 0 { _ = t.images[w.Disk].put(w.Write) }",
+			args: []string{"-only", "qemu"}, kills: 30,
+		},
+		{
+			name: "cut-late", // the first write of the next epoch counts for this one
+			file: "internal/diskrep/source_session.go",
+			old:  "\ts.cut, s.cutAt = true, s.queue.added",
+			new:  "\ts.cut, s.cutAt = true, s.queue.added+1",
+			args: []string{"-only", "qemu"}, kills: 30,
+		},
+		{
+			name: "forget-zeroes", // what the guest discards or zeroes stays on the backup
+			file: "internal/diskrep/target_apply_linux.go",
+			old:  "\treturn im.put(w.Write)",
+			new:  "\treturn nil",
+			args: []string{"-only", "qemu"}, kills: 20,
+		},
 	}
 }
 
@@ -122,12 +150,19 @@ type verdict struct {
 	Unanswered     uint64 `json:"unanswered"`
 	MemoryErrors   uint64 `json:"memory_errors"`
 	Forgotten      uint64 `json:"forgotten"`
+	DiskLost       uint64 `json:"disk_lost"`
+	DiskForeign    uint64 `json:"disk_foreign"`
+	DiskTorn       uint64 `json:"disk_torn"`
+	DiskErrors     uint64 `json:"disk_errors"`
+	FsckErrors     uint64 `json:"fsck_errors"`
+	ImagesDiffer   uint64 `json:"images_differ"`
 	Error          string `json:"error"`
 }
 
 // found tells whether the run saw a loss.
 func (v verdict) found() bool {
-	return v.AckedLost+v.TCPReset+v.Contradictions+v.Unanswered+v.MemoryErrors+v.Forgotten != 0
+	return v.AckedLost+v.TCPReset+v.Contradictions+v.Unanswered+v.MemoryErrors+v.Forgotten+
+		v.DiskLost+v.DiskForeign+v.DiskTorn+v.DiskErrors+v.FsckErrors+v.ImagesDiffer != 0
 }
 
 // judge lets chaos judge the program and returns an error unless it is found
@@ -155,8 +190,10 @@ func (m mutant) judge(ctx context.Context, chaos, program string, seed uint64) e
 	case !v.found():
 		return fmt.Errorf("mutant %s: the run failed, but not for a loss: %s\n%s", m.name, v.Error, errOut.String())
 	}
-	fmt.Fprintf(os.Stderr, "mutants: %s found out in round %d: acked_lost %d, tcp_reset %d, contradictions %d, unanswered %d, memory_errors %d, forgotten %d\n",
-		m.name, v.FailedRound, v.AckedLost, v.TCPReset, v.Contradictions, v.Unanswered, v.MemoryErrors, v.Forgotten)
+	fmt.Fprintf(os.Stderr, "mutants: %s found out in round %d: acked_lost %d, tcp_reset %d, contradictions %d, unanswered %d, memory_errors %d, forgotten %d, "+
+		"disk_lost %d, disk_foreign %d, disk_torn %d, disk_errors %d, fsck_errors %d, images_differ %d\n",
+		m.name, v.FailedRound, v.AckedLost, v.TCPReset, v.Contradictions, v.Unanswered, v.MemoryErrors, v.Forgotten,
+		v.DiskLost, v.DiskForeign, v.DiskTorn, v.DiskErrors, v.FsckErrors, v.ImagesDiffer)
 	return nil
 }
 

@@ -27,7 +27,7 @@ func TestMutantsBuild(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, must := range []string{"release-early", "drop-a-page", "forget-committed-frame"} {
+	for _, must := range []string{"release-early", "drop-a-page", "forget-committed-frame", "ack-without-disk", "write-before-commit", "cut-late"} {
 		if !names[must] {
 			t.Errorf("there is no mutant %s", must)
 		}
