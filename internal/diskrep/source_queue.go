@@ -1,6 +1,11 @@
 package diskrep
 
 const (
+	// shipBytesMin is what is worth waking the pump for. Less waits for more, or
+	// for the cut: waking it for each write of 4 KiB made that write take twice
+	// as long, for the answer has to share its processor with the shipping. What
+	// is left for the cut is sent in less than a millisecond.
+	shipBytesMin = 64 << 10
 	// shipBytesMax and shipWritesMax bound what one call of ship gets.
 	shipBytesMax  = 4 << 20
 	shipWritesMax = 1024

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 )
 
 // TestSourcePieces: no Write is larger than the wire allows, and a piece is not
@@ -102,4 +103,47 @@ func TestSourceQueue(t *testing.T) {
 	if taken != next {
 		t.Errorf("%d of %d were taken", taken, next)
 	}
+}
+
+// TestSourceGathers: small writes wait for each other, at most until the cut,
+// and never in the way of one that waits for room.
+func TestSourceGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pool lender
+		var r recorder
+		s := NewSource([]Disk{{"vda", 1 << 30}}, SourceOptions{QueueBytesMax: 1 << 20})
+		s.Begin(t.Context(), r.ship)
+		defer s.End()
+		s.Compared()
+		expect := func(when string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if len(r.got) != want {
+				t.Errorf("%s: %d writes are shipped, want %d", when, len(r.got), want)
+			}
+		}
+		synctest.Wait() // the pump sleeps
+		const few = shipBytesMin / (4096 + writeCostBytes)
+		for range few {
+			write(t, &pool, s.Backend(0), 0, page)
+		}
+		expect("a few small ones", 0)
+		write(t, &pool, s.Backend(0), 0, page)
+		expect("one more", few+1)
+		write(t, &pool, s.Backend(0), 0, page)
+		s.Cut()
+		expect("the cut", few+2)
+		write(t, &pool, s.Backend(0), 0, page)
+		expect("one behind the cut", few+2)
+		if n, err := s.Shipped(t.Context()); n != few+2 || err != nil {
+			t.Errorf("%d shipped, %v", n, err)
+		}
+		s.Advance()
+		expect("the next epoch", few+3)
+		write(t, &pool, s.Backend(0), 0, page)
+		expect("a small one in it", few+3)
+		write(t, &pool, s.Backend(0), 0, make([]byte, 1<<20)) // finds no room
+		expect("one that waited", few+5)
+		pool.check(t)
+	})
 }

@@ -23,11 +23,14 @@ type session struct {
 	work    chan struct{} // there may be something to ship
 	done    chan struct{} // closed when the pump has ended
 
-	mu      sync.Mutex
-	err     error // why writes are forgotten from now on
-	queue   sourceQueue
-	bytes   int64 // cost of what is in the queue or being shipped
-	writers []*writer
+	mu    sync.Mutex
+	err   error // why writes are forgotten from now on
+	queue sourceQueue
+	bytes int64 // cost of what is in the queue or being shipped
+	// wakeBytes is the cost from which on what is in the queue is shipped before
+	// the cut. Constant.
+	wakeBytes int64
+	writers   []*writer
 	// Positions in the sequence of all writes of the session: where the epoch
 	// began, where it is cut (if it is), and how far ship has taken them.
 	epochAt, cutAt, shipped uint64
@@ -45,7 +48,7 @@ type writer struct {
 }
 
 func newSession(ctx context.Context, disks []Disk, o SourceOptions, ship func(context.Context, []Write) error) *session {
-	s := &session{o: o, ship: ship, work: make(chan struct{}, 1), done: make(chan struct{})}
+	s := &session{o: o, ship: ship, wakeBytes: min(shipBytesMin, o.QueueBytesMax/2), work: make(chan struct{}, 1), done: make(chan struct{})}
 	s.ctx, s.stop = context.WithCancel(ctx)
 	sums := new(atomic.Int64)
 	for _, d := range disks {
@@ -159,8 +162,11 @@ func (s *session) put(ctx context.Context, disk string, parts []Write) error {
 	s.mu.Lock()
 	if s.err == nil && s.ctx.Err() == nil && len(s.writers) == 0 && s.room(cost) {
 		s.keep(parts, cost)
+		worth := !s.cut && s.bytes >= s.wakeBytes
 		s.mu.Unlock()
-		s.wake()
+		if worth {
+			s.wake()
+		}
 		return nil
 	}
 	w := &writer{parts: parts, cost: cost, done: make(chan struct{})}
@@ -170,6 +176,7 @@ func (s *session) put(ctx context.Context, disk string, parts []Write) error {
 		s.writers = append(s.writers, w)
 	}
 	s.mu.Unlock()
+	s.wake() // what is in its way may be too little to be shipped by itself
 	err := s.wait(ctx, disk, w)
 	if !w.kept {
 		for i := range parts {
@@ -255,6 +262,7 @@ func (s *session) cutNow() {
 	s.mu.Lock()
 	s.cut, s.cutAt = true, s.queue.added
 	s.mu.Unlock()
+	s.wake()
 }
 
 func (s *session) uncut() {
