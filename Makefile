@@ -57,14 +57,20 @@ chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that
 	@go run ./test/chaos/mutants $(MUTANTS)
 
 .PHONY: bench
-bench: deps ## micro-benchmarks, then the checkpoint pause
+bench: deps ## micro-benchmarks, then the checkpoint pause and the guest's disk
 	go test -run '^$$' -bench . -benchmem -p 1 $(PKG)
 	@$(MAKE) --no-print-directory pause
+	@$(MAKE) --no-print-directory disk
 
 .PHONY: pause
 pause: deps kernel guest ## how long a checkpoint stops a guest, beside two floors (PAUSE='-rounds 20')
 	@go build $(GOFLAGS_BUILD) -o build/lab-pause ./test/pause
 	@exec build/lab-pause $(PAUSE)
+
+.PHONY: disk
+disk: deps kernel guest build ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')
+	@go build $(GOFLAGS_BUILD) -o build/lab-disk ./test/diskbench
+	@exec build/lab-disk $(DISK)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

@@ -60,6 +60,7 @@ func imports() map[string][]string {
 		"test/chaos":         {"internal/lab"},
 		"test/chaos/mutants": {},
 		"test/demo":          {"internal/lab"},
+		"test/diskbench":     {"internal/lab", "internal/nbd"},
 		"test/e2e":           {"internal/guestram", "internal/lab"},
 		"test/gotest":        nil,
 		"test/guest":         {"internal/lab/guestapi"},
