@@ -41,6 +41,7 @@ type backup struct {
 	gate    *netgate.Gate
 
 	disks    atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
+	runsOn   atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
 	kept     *kept
 	destroys atomic.Int64  // how often the standby's end was asked for
 	closed   atomic.Bool   // no session may begin: a claim is under way

@@ -70,7 +70,7 @@ func (b *backup) openDisks(in *inbound) error {
 			return fmt.Errorf("disk %s: %w", disk.Name, err)
 		}
 		if slices.Contains(bd.paths, path) {
-			return fmt.Errorf("disk %s: %s is where another disk of this guest goes; disks.place needs {disk} in it", disk.Name, path)
+			return fmt.Errorf("disk %s: %s is where another disk of this guest goes: each needs a place of its own (--disk; {disk} in disks.place)", disk.Name, path)
 		}
 		bd.paths = append(bd.paths, path)
 	}
@@ -293,6 +293,7 @@ func (b *backup) keepDisks() {
 	if bd == nil {
 		return
 	}
+	b.runsOn.Store(bd)
 	if err := errors.Join(bd.target.Sync(b.ctx), bd.target.Close()); err != nil {
 		b.log.Error("the images of the guest's disks could not be synced", "err", err)
 	}

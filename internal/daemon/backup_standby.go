@@ -28,15 +28,29 @@ const (
 
 // The methods of this file run on the work goroutine.
 
+// stood tells whether this protection had a standby here before.
+func (b *backup) stood() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mark.Phase == "standby"
+}
+
 var errNoSession = errors.New("the primary is gone")
 
 func (b *backup) makeStandby() {
+	in := b.current()
 	err := errNoSession
-	if in := b.current(); in != nil {
+	if in != nil {
 		err = b.openDisks(in)
 	}
 	if err != nil {
 		b.log.Error("the guest's disks cannot be copied to this host", "err", err)
+		if in != nil && b.stood() {
+			// It could be done once, so it may be possible again: the primary
+			// goes on alone, and comes back.
+			in.complain(err)
+			in.fail(err)
+		}
 		b.post(ftengine.StandbyMade{Err: text(err)})
 		return
 	}

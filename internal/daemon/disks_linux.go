@@ -26,6 +26,8 @@ const (
 	// mirrorTimeout bounds asking libvirt whether the mirrors are whole, and
 	// ending them.
 	mirrorTimeout = 10 * time.Second
+	// mirrorStallMax is how long the first copy of the disks may stand still.
+	mirrorStallMax = time.Minute
 	// mirrorTriesMax bounds how often, in a row, mirrors are begun in vain.
 	mirrorTriesMax = 3
 )
@@ -239,6 +241,7 @@ func (d *disks) copyAll(ctx context.Context) error {
 		return nil
 	}
 	p, began := d.l.p, time.Now()
+	moved, last := began, uint64(0)
 	d.src.Copying()
 	for _, disk := range d.list {
 		if err := p.dom.StartCopy(ctx, disk.Target, d.socket, disk.Target); err != nil {
@@ -263,11 +266,24 @@ func (d *disks) copyAll(ctx context.Context) error {
 			p.log.Info("disks are mirrored", "after", time.Since(began), "disks", d.src.Stats())
 			return nil
 		}
+		if n := d.taken(); n != last {
+			moved, last = time.Now(), n
+		} else if time.Since(moved) > mirrorStallMax {
+			return fmt.Errorf("QEMU has copied nothing for %v, after %d bytes: is the storage of the guest's disks stuck?", mirrorStallMax, n)
+		}
 		afterOrDone(ctx, mirrorPoll)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
+}
+
+// taken is how much QEMU has written to us, over and over.
+func (d *disks) taken() (n uint64) {
+	for _, s := range d.src.Stats() {
+		n += s.WrittenBytes + s.Writes
+	}
+	return n
 }
 
 // copiedBytes is how far the first pass over all disks is, about.

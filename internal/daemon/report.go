@@ -168,5 +168,6 @@ func (b *backup) report() control.Status {
 		s.LastCommitAgeMs = ms(age)
 	}
 	b.disks.Load().report(&s)
+	b.runsOn.Load().report(&s)
 	return s
 }

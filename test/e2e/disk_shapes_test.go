@@ -1,0 +1,67 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"os"
+	"testing"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// TestDiskShapes takes a guest with disks of every kind to B and back. On B all
+// are raw. Back on A, raw images become copies in their place; the others stay as
+// they were, beside new copies.
+func TestDiskShapes(t *testing.T) {
+	w := diskWork(t, calm, lab.GuestDisk{Target: "vda", IOThread: true, SizeMiB: 32},
+		lab.GuestDisk{Target: "vdb", Format: "qcow2", Backing: true, SizeMiB: 32},
+		lab.GuestDisk{Target: "sda", Bus: "scsi", SizeMiB: 16},
+		lab.GuestDisk{Target: "sdb", Bus: "sata", Format: "qcow2", SizeMiB: 16, Cache: "writeback"},
+		lab.GuestDisk{Target: "vdc", FS: "ext4"})
+	w.protected()
+	w.command("disk vdb zero")
+	w.command("disk sda trim")
+	w.sameDisks()
+	before := w.images(w.home)
+	w.failsOver()
+	was := map[string][]byte{}
+	for i, image := range before {
+		if image.Format == "qcow2" {
+			was[image.Path] = w.digest(image.Path)
+		}
+		if now := w.image(w.home, i); now.Format != "raw" {
+			t.Errorf("disk %s is a %s image on %s", w.disks[i].Target, now.Format, w.home.Name)
+		}
+	}
+	w.protected()
+	w.sameDisks()
+	w.failsOver()
+	for i, image := range w.images(w.home) {
+		if image.Format != "raw" || (image.Path == before[i].Path) != (before[i].Format == "raw") {
+			t.Errorf("disk %s was %v and is %v", w.disks[i].Target, before[i], image)
+		}
+	}
+	for path, digest := range was {
+		if !bytes.Equal(w.digest(path), digest) {
+			t.Errorf("%s was changed after the guest had left it", path)
+		}
+	}
+}
+
+// images is where all of the guest's disks are on a host.
+func (w *workload) images(h *lab.Host) (all []lab.Image) {
+	w.t.Helper()
+	for i := range w.disks {
+		all = append(all, w.image(h, i))
+	}
+	return all
+}
+
+// digest tells one content of a file from another.
+func (w *workload) digest(path string) []byte {
+	w.t.Helper()
+	content, err := os.ReadFile(path)
+	w.must(err)
+	sum := sha256.Sum256(content)
+	return sum[:]
+}
