@@ -167,6 +167,12 @@ func (b *backup) do(a ftengine.Action) {
 		// Behind DestroyStandby: it is said when it is true.
 		b.later(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
 	case ftengine.DropUncommitted:
+		if s := b.m.State(); s == ftengine.BackupClaiming || s == ftengine.BackupOrphaned {
+			// In the others the session is over, or is the next one already.
+			if in := b.current(); in != nil {
+				in.dropped.Store(true)
+			}
+		}
 		b.dropStaged(b.m.Acked())
 		b.kept.drop(b.m.Acked())
 		if bd := b.disks.Load(); bd != nil {
@@ -177,6 +183,7 @@ func (b *backup) do(a ftengine.Action) {
 	case ftengine.Claim:
 		b.claimAfterLease(a)
 	case ftengine.Withdraw:
+		b.noteIdle()
 		b.withdraw(a.Generation)
 	case ftengine.Confirm:
 		b.async(func() { b.confirm(a.Generation) })

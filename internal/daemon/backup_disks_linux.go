@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func (b *backup) lookUpStale(ctx context.Context, rec *diskRecord) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	r, err := b.arb.Inspect(ctx, b.uuid)
-	if err == nil && r.Step == arbiter.StepRunning && r.Host != b.d.cfg.Host {
+	if err == nil && r.Step == arbiter.StepRunning && r.Host != b.d.cfg.Host && r.Generation >= rec.Since {
 		for name, img := range rec.Disks {
 			if img.Kind == imageSource {
 				img.Kind = imageStale
@@ -143,8 +144,12 @@ func (b *backup) placeDisk(rec diskRecord, disk replica.Disk) (string, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return "", fmt.Errorf("%q is not an absolute, clean path", path)
 	}
-	if ours && path == known.Path {
+	switch {
+	case ours && path == known.Path:
 		return path, nil
+	case path == known.Path && known.Kind == imageSource:
+		return "", fmt.Errorf("%s is what the guest ran on on %s last, and nothing says that it went on elsewhere from a copy: name another place with --disk %s=PATH",
+			path, b.d.cfg.Host, disk.Name)
 	}
 	info, err := os.Stat(path)
 	switch {
@@ -213,7 +218,7 @@ func (b *backup) noteCopies(bd *backupDisks, kind string) error {
 	return b.d.disks.change(b.uuid, b.name, func(rec *diskRecord) {
 		clear(rec.Disks)
 		for i, disk := range bd.disks {
-			rec.Disks[disk.Name] = diskImage{Path: bd.paths[i], Kind: kind, Raw: true, SizeBytes: disk.SizeBytes}
+			rec.Disks[disk.Name] = diskImage{Path: bd.paths[i], Kind: kind, Raw: true, SizeBytes: disk.SizeBytes, Index: i}
 		}
 		rec.Active, rec.Since = "", 0
 	})
@@ -283,12 +288,32 @@ func (b *backup) settleDisks(ctx context.Context) error {
 	return bd.target.Settle(ctx, b.applied.Load())
 }
 
-// keepDisks takes note that the guest runs on the images from now on.
-func (b *backup) keepDisks() {
-	err := b.d.disks.change(b.uuid, b.name, func(rec *diskRecord) { rec.become(imageSource) })
-	if err != nil {
-		b.log.Error("the record of the guest's disks could not be written", "err", err)
+// noteRuns writes down that the guest is about to run on the images: from its
+// first instruction on they are no copies. Should it not come to that, the
+// arbiter says where it runs.
+func (b *backup) noteRuns() <-chan error {
+	done := make(chan error, 1)
+	b.async(func() {
+		done <- b.d.disks.change(b.uuid, b.name, func(rec *diskRecord) { rec.become(imageSource) })
+	})
+	return done
+}
+
+// noteIdle takes noteRuns back: nothing was executed here. Of any goroutine.
+func (b *backup) noteIdle() {
+	bd := b.disks.Load()
+	if bd == nil {
+		return
 	}
+	b.async(func() {
+		if err := b.noteCopies(bd, imageCopy); err != nil {
+			b.log.Error("the record of the guest's disks could not be written", "err", err)
+		}
+	})
+}
+
+// keepDisks leaves the images to the guest that runs on them.
+func (b *backup) keepDisks() {
 	bd := b.disks.Swap(nil)
 	if bd == nil {
 		return
@@ -307,11 +332,14 @@ func (d *Daemon) recoverDisks(m marker) {
 	}
 	rec, err := d.disks.get(m.UUID)
 	o := diskrep.TargetOptions{JournalDir: d.journalDir(m.UUID), Durability: diskrep.DurabilityFsync, JournalBytesMax: d.cfg.Disks.JournalBytesMax, Log: d.log}
-	for _, name := range slices.Sorted(maps.Keys(rec.Disks)) {
+	// In the order of the guest's XML, which the journal counts in.
+	names := slices.SortedFunc(maps.Keys(rec.Disks), func(x, y string) int { return cmp.Compare(rec.Disks[x].Index, rec.Disks[y].Index) })
+	for _, name := range names {
 		img := rec.Disks[name]
 		if img.Kind != imageCopy {
-			return // it was never whole, or is in use
+			return // it was never whole, or a guest runs, or ran, on it
 		}
+		err = errors.Join(err, unused(img.Path))
 		o.Disks = append(o.Disks, diskrep.Disk{Name: name, SizeBytes: int64(img.SizeBytes)})
 		o.Paths = append(o.Paths, img.Path)
 	}
@@ -343,8 +371,7 @@ func (in *inbound) complain(err error) {
 
 // stageDisk takes writes of an open epoch; of the reader.
 func (in *inbound) stageDisk(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.DiskWrites, data []byte) error {
-	b := in.b
-	bd := b.disks.Load()
+	b, bd := in.b, in.disks
 	if bd == nil {
 		return fmt.Errorf("writes to disks, of which the guest has none: %w", replica.ErrMalformed)
 	}
@@ -375,8 +402,7 @@ func (in *inbound) stageDisk(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.
 
 // endDisk makes the epoch's writes as safe as was agreed on; of the reader.
 func (in *inbound) endDisk(epoch ftengine.Epoch) error {
-	b := in.b
-	bd := b.disks.Load()
+	b, bd := in.b, in.disks
 	switch {
 	case bd == nil:
 		return nil
@@ -391,7 +417,7 @@ func (in *inbound) endDisk(epoch ftengine.Epoch) error {
 
 // diskError tells the primary, too, unless the session is over anyway.
 func (in *inbound) diskError(err error) error {
-	if err != nil && in.ctx.Err() == nil {
+	if err != nil && in.ctx.Err() == nil && !in.dropped.Load() {
 		err = fmt.Errorf("the copies of the guest's disks on %s cannot follow: %w", in.b.d.cfg.Host, err)
 		in.b.setError(err)
 		in.complain(err)

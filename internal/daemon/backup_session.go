@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/netgate"
@@ -67,7 +68,9 @@ type inbound struct {
 	ready  chan struct{} // closed, by begun, when the standby takes pages
 	begun  sync.Once
 
-	generation uint64 // of the primary, as of Setup
+	generation uint64       // of the primary, as of Setup
+	disks      *backupDisks // nil: the guest has none; of the reader of the data connection
+	dropped    atomic.Bool  // what is not acknowledged was forgotten: no epoch of this session can be whole any more
 	wg         sync.WaitGroup
 
 	mu   sync.Mutex
@@ -240,14 +243,27 @@ func (in *inbound) begin(m *replica.Setup, gen uint64) error {
 	return nil
 }
 
-// readData stages epochs. The first one goes into the fresh standby's memory
+// readData stages epochs until the session ends, or what it brings counts no more.
+func (in *inbound) readData() error {
+	err := in.stageEpochs()
+	if in.dropped.Load() {
+		<-in.ctx.Done() // the rest of an epoch is no epoch
+		return in.ctx.Err()
+	}
+	return err
+}
+
+// stageEpochs stages what comes. The first epoch goes into the fresh standby's memory
 // as it comes, because it may be as large as the guest and nothing older is
 // there to be kept; the later ones wait until they are whole.
-func (in *inbound) readData() error {
+func (in *inbound) stageEpochs() error {
 	select {
 	case <-in.ready:
 	case <-in.ctx.Done():
 		return in.ctx.Err()
+	}
+	if in.disks = in.b.disks.Load(); in.disks == nil && len(in.setup.Disks) > 0 {
+		return errNoSession // the images are closed again
 	}
 	next, cur := ftengine.Epoch(1), &stagedEpoch{}
 	for {
@@ -259,6 +275,9 @@ func (in *inbound) readData() error {
 		f, err := in.s.Data.RecvPages(in.ctx, in.b.d.pool.get)
 		if err != nil {
 			return err
+		}
+		if in.dropped.Load() {
+			return nil
 		}
 		if ftengine.Epoch(f.Epoch) != next {
 			return fmt.Errorf("a part of epoch %d while %d is open: %w", f.Epoch, next, replica.ErrMalformed)

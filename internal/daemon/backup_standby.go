@@ -45,6 +45,9 @@ func (b *backup) makeStandby() {
 	}
 	if err != nil {
 		b.log.Error("the guest's disks cannot be copied to this host", "err", err)
+		if in != nil && in.ctx.Err() != nil {
+			in.fail(err) // at least waits until the machine was told that the session is over
+		}
 		if in != nil && b.stood() {
 			// It could be done once, so it may be possible again: the primary
 			// goes on alone, and comes back.
@@ -404,8 +407,12 @@ func (b *backup) load() {
 	err := errors.New("the standby is gone")
 	if b.standby != nil && b.img != nil && b.img.in != nil && b.device != nil {
 		// QEMU reads its disks from here on, and owns them when it runs.
+		noted := b.noteRuns()
 		if err = b.settleDisks(b.ctx); err == nil {
 			err = b.finishLoad(b.standby, b.img)
+		}
+		if nerr := <-noted; nerr != nil {
+			b.log.Error("the record of the guest's disks could not be written: do not protect the guest to this host before it is mended", "err", nerr)
 		}
 	}
 	if err != nil {
@@ -443,6 +450,7 @@ func (b *backup) tidyActive() {
 			if err := b.standby.ClearNote(ctx); err != nil {
 				b.log.Warn("the standby's note stays in the domain's metadata", "err", err)
 			}
+			clearStale(ctx, b.log, b.standby.Domain)
 		}
 		if b.img != nil {
 			b.img.close() // QEMU holds the memory itself

@@ -43,6 +43,7 @@ type diskImage struct {
 	// Raw: what is in it is what the guest sees, so that it can become a copy.
 	Raw       bool   `json:"raw"`
 	SizeBytes uint64 `json:"sizeBytes,omitempty"` // of a copy
+	Index     int    `json:"index,omitempty"`     // of a copy: in the order of the guest's XML
 }
 
 // diskRecords keeps one file for each domain. Safe for concurrent use.

@@ -80,13 +80,13 @@ func TestPlaceDisk(t *testing.T) {
 		{name: "a foreign file, named", disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "not known to be a copy"},
 		{name: "relative", disk: replica.Disk{Name: "vda", Path: "x.raw"}, refuse: "absolute"},
 		{name: "not clean", disk: replica.Disk{Name: "vda", Path: dir + "/../x.raw"}, refuse: "clean"},
-		{name: "a copy", known: diskImage{path("there.raw"), imageCopy, true, 8}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
-		{name: "a part of one", known: diskImage{path("there.raw"), imagePart, true, 8}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, want: path("there.raw")},
-		{name: "its past", known: diskImage{path("there.raw"), imageStale, true, 0}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
-		{name: "its past in a format", known: diskImage{path("there.raw"), imageStale, false, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
-		{name: "its present", known: diskImage{path("there.raw"), imageSource, true, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
-		{name: "its present, named", known: diskImage{path("there.raw"), imageSource, true, 0}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "not known to be a copy"},
-		{name: "elsewhere than known", known: diskImage{path("there.raw"), imageCopy, true, 8}, disk: replica.Disk{Name: "vda", Path: path("y.raw")}, want: path("y.raw")},
+		{name: "a copy", known: diskImage{path("there.raw"), imageCopy, true, 8, 0}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
+		{name: "a part of one", known: diskImage{path("there.raw"), imagePart, true, 8, 0}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, want: path("there.raw")},
+		{name: "its past", known: diskImage{path("there.raw"), imageStale, true, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
+		{name: "its past in a format", known: diskImage{path("there.raw"), imageStale, false, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
+		{name: "its present", known: diskImage{path("there.raw"), imageSource, true, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
+		{name: "its present, named", known: diskImage{path("there.raw"), imageSource, true, 0, 0}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "what the guest ran on"},
+		{name: "elsewhere than known", known: diskImage{path("there.raw"), imageCopy, true, 8, 0}, disk: replica.Disk{Name: "vda", Path: path("y.raw")}, want: path("y.raw")},
 	} {
 		rec := diskRecord{Disks: map[string]diskImage{}}
 		if x.known != (diskImage{}) {

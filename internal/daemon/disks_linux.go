@@ -163,8 +163,8 @@ func (d *disks) serve(list []diskrep.Disk) error {
 		return err
 	}
 	d.srv = nbd.NewServer(nbd.Options{Log: p.log, Guard: p.d.guard, Closed: func(export string, err error) {
-		d.srv.Remove(export) // QEMU may come back with its next write, having left some out
 		d.src.Mark(fmt.Errorf("QEMU does not mirror disk %s any more: %w", export, errors.Join(errMirrorClosed, err)))
+		d.srv.Remove(export) // QEMU may come back with its next write, having left some out
 	}})
 	for i, disk := range list {
 		if err := d.srv.Add(disk.Name, d.src.Backend(i)); err != nil {
@@ -472,7 +472,8 @@ func (d *disks) end() {
 
 // lost takes libvirt's word that a mirror ended.
 func (d *disks) lost(detail string) {
-	if d != nil && d.l.ctx.Err() == nil {
+	// Until all are copied it may be said of a mirror before ours.
+	if d != nil && d.copied.Load() && d.l.ctx.Err() == nil {
 		d.src.Mark(fmt.Errorf("libvirt says that a mirrored disk's block job ended: %s", detail))
 	}
 }

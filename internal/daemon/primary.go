@@ -31,6 +31,8 @@ type primary struct {
 	handed   bool // the backup was told to take over; the machine's goroutine owns it
 	ended    bool // the machine came to its end; the machine's goroutine owns it
 
+	peerRuns atomic.Bool // the backup said that it runs the guest
+
 	connecting atomic.Bool            // a connect goroutine is at work
 	fruitless  atomic.Int32           // sessions in a row of which no epoch was acknowledged
 	described  atomic.Pointer[string] // the domain's XML that the backup's standby was made of
@@ -237,7 +239,7 @@ func (p *primary) finish(reason string) {
 	phase := "ended"
 	if p.handed {
 		phase = "handed-over"
-		p.noteStale()
+		p.noteGone()
 	}
 	p.persist(p.m.Generation(), phase, reason)
 	p.ended = true

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
@@ -16,11 +17,22 @@ func (p *primary) noteSources(list []virt.Disk) {
 		for _, disk := range list {
 			rec.Disks[disk.Target] = diskImage{Path: disk.Path, Kind: imageSource, Raw: disk.Format == "raw" && !disk.Backing}
 		}
-		rec.Active, rec.Since = "", 0
+		rec.Active, rec.Since = "", p.generation()
 	})
 	if err != nil {
 		p.log.Error("the record of the guest's disks could not be written", "err", err)
 		p.warn("record of disks not written: " + err.Error())
+	}
+	clearStale(p.ctx, p.log, p.dom)
+}
+
+// clearStale takes back what an earlier life of the guest elsewhere left in the
+// definition of a domain whose guest runs here.
+func clearStale(ctx context.Context, log *slog.Logger, dom *virt.Domain) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), guestCallTimeout)
+	defer cancel()
+	if err := dom.ClearStale(ctx); err != nil && !errors.Is(err, virt.ErrNoDomain) {
+		log.Warn("the domain's definition may still say that its disks are stale", "err", err)
 	}
 }
 
@@ -29,6 +41,22 @@ func (p *primary) diskPlaces() map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.mark.Disks
+}
+
+// noteGone finds out whether a guest that was handed over went on at the peer.
+func (p *primary) noteGone() {
+	if p.peerRuns.Load() {
+		p.noteStale()
+		return
+	}
+	p.mu.Lock()
+	m := p.mark
+	p.mu.Unlock()
+	p.async(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
+		defer cancel()
+		p.d.noteStaleGone(ctx, m)
+	})
 }
 
 // noteStale writes down that the guest's images here are of the past: it goes on

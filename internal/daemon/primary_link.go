@@ -226,6 +226,7 @@ func (l *link) read() error {
 		case *replica.Rehearsed:
 			l.post(ftengine.Rehearsed{OK: m.OK, Reason: m.Reason})
 		case *replica.Activated:
+			l.p.peerRuns.Store(true)
 			l.post(ftengine.PeerActivated{Generation: ftengine.Generation(f.Generation)})
 		case *replica.Bye:
 			l.post(ftengine.PeerStoodDown{})

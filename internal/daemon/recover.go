@@ -30,6 +30,9 @@ func (d *Daemon) recover() {
 			if err := netgate.Remove(d.pinsOf(m.UUID)); err != nil {
 				d.log.Error("the gate of a protection that ended cannot be opened", "domain", m.Domain, "err", err)
 			}
+			if m.Role == "backup" {
+				d.recoverDisks(m)
+			}
 			continue
 		}
 		if err := d.takeUp(m); err != nil {
@@ -163,7 +166,7 @@ func (d *Daemon) takeUpBackup(ctx context.Context, m marker) error {
 	if err != nil {
 		return err
 	}
-	if found == ftengine.StandbyGone && dom == nil {
+	if found == ftengine.StandbyGone {
 		d.recoverDisks(m)
 	}
 	d.mu.Lock()

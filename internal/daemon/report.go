@@ -132,19 +132,23 @@ func (p *primary) report() control.Status {
 	}
 	s.MemoryBytes = p.sync.memory.Load()
 	if s.State == control.StateSyncing {
-		s.Sync = p.sync.report(rate)
+		s.Sync = p.sync.report(time.Now())
 	}
 	return s
 }
 
 // report is nil until there is something to say.
-func (y *syncProgress) report(rate float64) *control.SyncStatus {
-	s := &control.SyncStatus{DoneBytes: min(y.done.Load()+y.disks.Load(), y.total.Load()), TotalBytes: y.total.Load(), RateBps: rate}
+// Its rate is that of what is done, whether it had to be sent or not.
+func (y *syncProgress) report(now time.Time) *control.SyncStatus {
+	s := &control.SyncStatus{DoneBytes: min(y.done.Load()+y.disks.Load(), y.total.Load()), TotalBytes: y.total.Load()}
 	if s.TotalBytes == 0 {
 		return nil
 	}
-	if rate > 0 {
-		s.EtaS = float64(s.TotalBytes-s.DoneBytes) / rate
+	if took := now.Sub(time.Unix(0, y.startNs.Load())).Seconds(); took > 0 {
+		s.RateBps = float64(s.DoneBytes) / took
+	}
+	if s.RateBps > 0 {
+		s.EtaS = float64(s.TotalBytes-s.DoneBytes) / s.RateBps
 	}
 	return s
 }

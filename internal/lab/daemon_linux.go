@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,7 +37,11 @@ func (l *Lab) InstallDaemons(binary, extra string) error {
 			return err
 		}
 		h.SetDaemon([]string{path, "daemon"}, nil, func(ctx context.Context) error {
-			_, err := h.Ctl(ctx, "version")
+			// The command itself does without a daemon.
+			out, err := h.Ctl(ctx, "version")
+			if err == nil && strings.Contains(out, "not running") {
+				err = errors.New("the daemon does not answer yet")
+			}
 			return err
 		})
 	}
