@@ -211,10 +211,10 @@ func needKVM(t testing.TB) {
 	f.Close()
 }
 
-// The backup's memory equals the stopped guest's, byte for byte, after a
-// thousand epochs, for all shapes of guests.
+// The backup's memory equals the stopped guest's, byte for byte, after hundreds
+// of epochs, for all shapes of guests.
 func TestReplicaEqualsGuest(t *testing.T) {
-	epochs := 1000
+	epochs := 300
 	if testing.Short() {
 		epochs = 100
 	}

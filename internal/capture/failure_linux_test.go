@@ -49,7 +49,7 @@ func victim() {
 // kill -9 of the capturing process, at whatever moment, never leaves the guest
 // paused, and the next session finds and removes what was left.
 func TestKilledCaptureLeavesGuestRunning(t *testing.T) {
-	kills := 120
+	kills := 60
 	if testing.Short() {
 		kills = 20
 	}
