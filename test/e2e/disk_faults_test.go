@@ -81,7 +81,7 @@ func TestDiskBackupKilled(t *testing.T) {
 	w := diskWork(t, "[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
 	w.protected()
 	b := w.Peer(w.home)
-	for range 5 {
+	for range 3 {
 		time.Sleep(rand.N(time.Second)) // when exactly we strike is the experiment
 		was, copied := w.report(w.home, w.g.Name), w.image(b, 0)
 		w.must(b.Daemon.Kill())

@@ -12,7 +12,7 @@ import (
 // before the first is whole again. The guest never stops for long; protection
 // resumes, or says that it ended and can be asked for again; nothing is left.
 func TestKilledAnywhere(t *testing.T) {
-	n := rounds(12)
+	n := rounds(8)
 	s := besiege(t, lab.GuestOptions{}, n)
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	for i := range n {
@@ -48,7 +48,7 @@ func TestKilledAnywhere(t *testing.T) {
 // TestKilledInTheCheckpoint kills the primary's daemon while QEMU has the
 // guest stopped for it, many times in a row. Only the guest's life counts.
 func TestKilledInTheCheckpoint(t *testing.T) {
-	n := rounds(15)
+	n := rounds(10)
 	s := besiege(t, lab.GuestOptions{}, n)
 	pid, err := s.home.QEMU(s.name)
 	s.must(err)
@@ -123,7 +123,7 @@ func TestKilledInTheBeginning(t *testing.T) {
 	}
 	for _, m := range moments {
 		vs := s.victims()
-		for _, i := range s.rng.Perm(len(vs))[:min(len(vs), rounds(3))] {
+		for _, i := range s.rng.Perm(len(vs))[:min(len(vs), rounds(2))] {
 			v := vs[i]
 			began := time.Now()
 			ctx, cancel := context.WithTimeout(s.ctx, stepMax)
