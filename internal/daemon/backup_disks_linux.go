@@ -46,7 +46,6 @@ type backupDisks struct {
 	target *diskrep.Target
 	paths  []string
 	disks  []replica.Disk
-	fsync  bool
 }
 
 // The methods of this file run on the work goroutine, unless they say otherwise.
@@ -59,7 +58,7 @@ func (b *backup) openDisks(in *inbound) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	bd := &backupDisks{disks: wanted, fsync: max(b.setup.Durability, b.d.durability()) == replica.DurabilityFsync}
+	bd := &backupDisks{disks: wanted}
 	rec, err := b.d.disks.get(b.uuid)
 	if err != nil {
 		return err
@@ -100,7 +99,7 @@ func (b *backup) openDisks(in *inbound) error {
 func (b *backup) targetOptions(bd *backupDisks) diskrep.TargetOptions {
 	o := diskrep.TargetOptions{JournalDir: b.d.journalDir(b.uuid), Paths: bd.paths, Durability: diskrep.DurabilityMemory,
 		JournalBytesMax: b.d.cfg.Disks.JournalBytesMax, Log: b.log, Failed: b.diskFailed}
-	if bd.fsync {
+	if max(b.setup.Durability, b.d.durability()) == replica.DurabilityFsync {
 		o.Durability = diskrep.DurabilityFsync
 	}
 	for _, disk := range bd.disks {
@@ -141,8 +140,8 @@ func (b *backup) placeDisk(rec diskRecord, disk replica.Disk) (string, error) {
 			return "", err
 		}
 	}
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-		return "", fmt.Errorf("%q is not an absolute, clean path", path)
+	if err := checkPlace(path); err != nil {
+		return "", err
 	}
 	switch {
 	case ours && path == known.Path:

@@ -177,9 +177,17 @@ func checkPlaces(ctx context.Context, dom *virt.Domain, places map[string]string
 		if !slices.Contains(names, name) {
 			return control.Errorf(control.CodeInvalid, "", "%s has no writable disk %s, only: %s", dom.Name(), name, strings.Join(names, ", "))
 		}
-		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
-			return control.Errorf(control.CodeInvalid, "", "disk %s: %q is not an absolute, clean path", name, path)
+		if err := checkPlace(path); err != nil {
+			return control.Errorf(control.CodeInvalid, "", "disk %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// checkPlace refuses what cannot be the place of an image.
+func checkPlace(path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return fmt.Errorf("%q is not an absolute, clean path", path)
 	}
 	return nil
 }

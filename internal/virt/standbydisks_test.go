@@ -102,7 +102,7 @@ func TestScratchXML(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := map[string]string{"vda": "/tmp/1", "vdb": "/tmp/2", "sda": "/tmp/3"}
+	files := map[string]string{"vda": "/empty/1", "vdb": "/empty/2", "sda": "/empty/3"}
 	got, err := ScratchXML(standby, "web1-rehearsal", standbyUUID, files)
 	if err != nil {
 		t.Fatal(err)
