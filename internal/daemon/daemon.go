@@ -264,10 +264,21 @@ func (d *Daemon) backupFor(s *replica.Session) *backup {
 	}
 	m := marker{Domain: s.Hello.DomainName, UUID: uuid, Role: "backup", Phase: "syncing", Protection: s.Protection().String(),
 		Generation: s.PeerGeneration, PeerName: s.Hello.Host}
+	d.dropNamesakes(m)
 	b := newBackup(d, m, nil)
 	d.backups[uuid] = b
 	b.start()
 	return b
+}
+
+// dropNamesakes ends what waits here for the primary of another guest of m's
+// name: that guest is gone, for libvirt lets no two of one name be on a host. d.mu is held.
+func (d *Daemon) dropNamesakes(m marker) {
+	for uuid, b := range d.backups {
+		if uuid != m.UUID && b.name == m.Domain && b.idle() && !b.connected() {
+			go b.post(ftengine.StandDown{Reason: "another guest of this name is protected"})
+		}
+	}
 }
 
 // arbiterFor opens the arbiter of a protection. identity, if not empty, must

@@ -132,6 +132,7 @@ func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error)
 	if p := d.primaries[m.UUID]; p != nil {
 		return nil, control.Errorf(control.CodeConflict, "see virt-ft status "+m.Domain, "%s is protected already, to %s", m.Domain, p.peerAddr)
 	}
+	d.dropNamesakes(m)
 	p, err := newPrimary(d, dom, pid, m, arb)
 	if err != nil {
 		return nil, err
@@ -264,6 +265,7 @@ func (d *Daemon) find(domain string) (*primary, *backup) {
 // notProtected says so, with the last word on the domain if there is one.
 func (d *Daemon) notProtected(ctx context.Context, domain string) error {
 	ms, _ := d.store.all()
+	slices.SortFunc(ms, func(a, b marker) int { return b.At.Compare(a.At) }) // of guests of one name, the last
 	for _, m := range ms {
 		if m.UUID != domain && m.Domain != domain {
 			continue
