@@ -1,8 +1,8 @@
 package zcstream
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -15,17 +15,21 @@ const headBytes = 16 << 10
 // Receiver reads from a connection. Only one goroutine may read; Close may be
 // called from any.
 type Receiver struct {
-	conn net.Conn
-	head *bufio.Reader
+	conn    net.Conn
+	scatter *scatter // nil where conn reads into one buffer at a time only
+	ahead   []byte   // read ahead, and not asked for yet; a part of room
+	room    [headBytes]byte
+	cargo   cargo
+	one     [1][]byte // for ReadFull
 
 	closeOnce sync.Once
 	closeErr  error
 }
 
 // NewReceiver returns a Receiver that owns conn's read direction. It allocates
-// one buffer of 16 KiB and nothing later.
+// one buffer of 16 KiB and, but for large vectors, nothing later.
 func NewReceiver(conn net.Conn) *Receiver {
-	return &Receiver{conn: conn, head: bufio.NewReaderSize(conn, headBytes)}
+	return &Receiver{conn: conn, scatter: newScatter(conn)}
 }
 
 // ReadFull fills p: no less, and of what it reads for later never more than
@@ -36,14 +40,74 @@ func NewReceiver(conn net.Conn) *Receiver {
 // ctx.Err() when ctx ended first, and [ErrClosed] after Close. When nothing was
 // read and ctx ended, the stream is intact and may be read again.
 func (r *Receiver) ReadFull(ctx context.Context, p []byte) (int, error) {
-	if len(p) <= r.head.Buffered() {
-		return io.ReadFull(r.head, p) // cannot block
-	}
-	return interruptible(ctx, r.conn.SetReadDeadline, func() (int, error) { return io.ReadFull(r.head, p) })
+	r.one[0] = p
+	n, err := r.ReadVec(ctx, r.one[:])
+	r.one[0] = nil
+	return n, err
 }
 
-// Close closes the connection and interrupts a blocked ReadFull. It is
-// idempotent.
+// ReadVec fills bufs, one after the other, as ReadFull fills p. On a
+// *net.TCPConn or *net.UnixConn each system call fills as many of them as have
+// arrived (readv), so that pages go straight to where they belong, however
+// scattered that is. bufs itself is not changed.
+func (r *Receiver) ReadVec(ctx context.Context, bufs [][]byte) (int, error) {
+	c := &r.cargo
+	total := c.load(bufs)
+	defer func() { *c = cargo{} }()
+	if total > len(r.ahead) { // it may block
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+	r.takeAhead(c)
+	if c.left == 0 {
+		return total, nil
+	}
+	_, err := interruptible(ctx, r.conn.SetReadDeadline, func() (int, error) { return 0, r.fill(c) })
+	if errors.Is(err, io.EOF) && c.left < total {
+		err = io.ErrUnexpectedEOF
+	}
+	return total - c.left, err
+}
+
+// takeAhead moves what was read ahead to where it was meant to go.
+func (r *Receiver) takeAhead(c *cargo) {
+	for len(r.ahead) > 0 && c.left > 0 {
+		n := copy(c.bufs[c.next][c.off:], r.ahead)
+		r.ahead = r.ahead[n:]
+		c.advance(n)
+	}
+}
+
+// fill reads until c is full. Nothing is left of what was read ahead.
+func (r *Receiver) fill(c *cargo) error {
+	if r.scatter != nil {
+		n, err := r.scatter.read(c, r.room[:])
+		r.ahead = r.room[:n]
+		return err
+	}
+	for c.left > 0 {
+		c.advance(0) // past empty ones
+		into := c.bufs[c.next][c.off:]
+		if len(into) >= headBytes {
+			n, err := r.conn.Read(into)
+			c.advance(n)
+			if err != nil && c.left > 0 {
+				return err
+			}
+			continue
+		}
+		n, err := r.conn.Read(r.room[:])
+		r.ahead = r.room[:n]
+		r.takeAhead(c)
+		if err != nil && c.left > 0 { // or the next call finds it
+			return err
+		}
+	}
+	return nil
+}
+
+// Close closes the connection and interrupts a blocked read. It is idempotent.
 func (r *Receiver) Close() error {
 	r.closeOnce.Do(func() { r.closeErr = r.conn.Close() })
 	return r.closeErr

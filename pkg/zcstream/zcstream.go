@@ -1,20 +1,62 @@
 // Package zcstream moves bytes in one direction over a stream connection with
-// as few copies as it can, and with an ownership rule that lets it get better
-// without its callers changing.
+// as few copies as it can: a [Sender] lends its caller's memory to the kernel
+// (MSG_ZEROCOPY) where that saves work, and a [Receiver] reads straight into
+// memory of its caller, as scattered as that may be (readv).
 //
-// A [Sender] gathers many buffers into few system calls (writev). Today the
-// kernel copies every byte once, from the buffers into socket memory; zero-copy
-// sending (MSG_ZEROCOPY) comes later. The rule for callers is already the one
-// zero-copy needs: the buffers given to [Sender.Send] belong to the stream
-// until done has been called for them.
+// # The ownership rule
 //
-// A [Receiver] reads straight into memory of its caller: one copy, from socket
-// memory, except for the few KiB around message heads, which pass through a
-// small buffer so that a head does not cost a system call for each field.
+// Buffers given to [Sender.Send] belong to the stream until done has been called
+// for them, exactly once, whatever happens. Until then nobody writes to them:
+// the network card reads them when it sends, and again when the peer lost
+// something, so that a page changed too early is sent as a mixture, with a
+// correct checksum. The rule is the same when the bytes are copied in the end;
+// done then comes before Send returns. Reading is free at any time.
 //
-// Contexts bound every call. A call that was interrupted part-way leaves the
-// stream in the middle of something, so after any error the Sender stays
-// broken; a Receiver says how many bytes it had read.
+// done says that the kernel is through, not that the peer's program has read
+// anything. It does not wait for the next Send: each Sender that has memory lent
+// watches the socket's error queue with one parked goroutine, and two
+// descriptors, both gone 100 ms after the last page came back. See [Sender.Close]
+// for what becomes of memory that is lent when a stream ends.
+//
+// # When lending helps
+//
+// Lending costs a page reference for each page, a report, and its reading; a
+// copy costs its bytes. The kernel's documentation puts the break-even at about
+// 10 KB for each system call. Sends below Options.MinZeroCopyBytes, and those
+// whose buffers are below 1 KiB on average, are copied always.
+//
+// It helps when the path takes fragments (scatter-gather and checksum offload:
+// nearly every network card, and virtio-net in a guest). It does not on
+// loopback, veth, taps and bridges to them, and while a packet capture runs: the
+// kernel then borrows first and copies later, which is the worst of both. It
+// says so in its report. So [ModeAuto] lends one piece of 128 KiB, and copies
+// until the report is there; goes on lending if the piece was not copied, and
+// otherwise copies for ReprobeAfter, and asks again. Nor does it help with TLS,
+// Unix sockets, Multipath TCP and kernels before 4.14: these are sent to
+// plainly. [Sender.Stats] says what is done, and why.
+//
+// The kernel bounds what it borrows, by the socket's send buffer, by
+// net.core.optmem_max for each socket, and by RLIMIT_MEMLOCK for each user
+// without CAP_IPC_LOCK. What it refuses (ENOBUFS) is copied, in its place in the
+// stream.
+//
+// # Contexts and errors
+//
+// Contexts bound every call, and deadlines of the connection hold too. A call
+// that was interrupted part-way leaves the stream in the middle of something, so
+// after any error the Sender stays broken; a Receiver says how many bytes it had
+// read. A Sender and a Receiver may share a connection.
+//
+// A Sender reads the error queue of its socket, and throws away what is not
+// about zero-copy: time stamps (SO_TIMESTAMPING) of the same socket are lost.
+// Nobody else may send with MSG_ZEROCOPY on it.
+//
+// # Sources
+//
+// Documentation/networking/msg_zerocopy.rst of the kernel; W. de Bruijn and
+// E. Dumazet, "sendmsg copy avoidance with MSG_ZEROCOPY", netdev 2.1, 2017;
+// msg_zerocopy_realloc and tcp_sendmsg_locked in the kernel's net/ for how system
+// calls are numbered; net/ipv4/tcp.c, tcp_disconnect, for taking memory back.
 package zcstream
 
 import (

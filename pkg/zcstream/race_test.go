@@ -1,0 +1,5 @@
+//go:build race
+
+package zcstream
+
+const raceEnabled = true
