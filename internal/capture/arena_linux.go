@@ -17,7 +17,7 @@ const (
 	// liveArenas and checkpointArenas bound the batches that are out at one
 	// time; the next pass waits until one is freed.
 	liveArenas       = 8
-	checkpointArenas = 8
+	checkpointArenas = 18
 	// arenaKeepBytes of a checkpoint's arena stay resident for the next one.
 	arenaKeepBytes = 32 << 20
 	// arenaWarmBytes of a checkpoint's arena are backed before the pause, or
@@ -62,9 +62,10 @@ func (a *arena) warmUp(n int) {
 	}
 }
 
-func (a *arena) batch(rs []guestram.Range, used int) *Batch {
+// fill makes b, which is new, the owner of a and of the pages of rs in it.
+func (a *arena) fill(b *Batch, rs []guestram.Range, used int) *Batch {
 	a.ranges, a.used = rs, used
-	b := &Batch{Ranges: rs, Data: a.mem[:used:used]}
+	b.Ranges, b.Data = rs, a.mem[:used:used]
 	b.arena.Store(a)
 	return b
 }

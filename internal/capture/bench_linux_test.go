@@ -30,7 +30,7 @@ func benchCheckpoint(b *testing.B, p qmptest.Payload) {
 		qmp(b, g, "cont")
 		floor = append(floor, time.Since(start).Nanoseconds())
 		time.Sleep(10 * time.Millisecond)
-		c, err := s.Checkpoint(b.Context(), nil, nil)
+		c, err := s.Checkpoint(b.Context(), CheckpointOptions{})
 		if err != nil {
 			b.Fatal(err)
 		}

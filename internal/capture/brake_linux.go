@@ -35,8 +35,9 @@ type saveArgs struct {
 // underBrake stops the guest, runs work, lets the guest go and returns its
 // device state. work must not log or block; overdue tells it that the guest was
 // let go by the watchdog. whole, if not nil, is told of the device state as soon
-// as it is all there, if that can be seen before the monitor says so. On return the guest is as it was before, or QEMU has
-// ended, or (ErrOutcomeUnknown) the pipe is broken so that QEMU lets it go.
+// as it is all there, if that can be seen before the monitor says so. On return
+// the guest is as it was before, or QEMU has ended, or (ErrOutcomeUnknown) the
+// pipe is broken so that QEMU lets it go.
 func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue func() bool) error, whole func([]byte)) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

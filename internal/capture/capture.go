@@ -11,11 +11,18 @@
 //	   |-------------------------->|  stops vCPUs, drains disks
 //	   |      first 4 KiB          |
 //	   |<--------------------------|  blocked: the pipe is full
-//	   |  collect, copy pages      |
+//	   |  AtPause; collect, copy   |
+//	   |  pages; Early; hold       |
 //	   |  grow the pipe, drain     |
 //	   |<==========================|  rest of the state
 //	   |         reply             |
 //	   |<--------------------------|  guest runs
+//
+// What is done in that time is done by threads, in memory and with structures
+// that exist before: see pauseWork. Phases tell what each part took. QEMU goes on
+// with its device state meanwhile, until it has filled the pipe, which therefore
+// holds half to three quarters of the last one; QEMU writes 32 KiB at a time, so
+// that the first bytes come when so much of it is there.
 //
 // If we die anywhere in this, the pipe breaks, QEMU fails the command and
 // starts the guest by itself. If the monitor fails us in the middle, we drain
@@ -119,7 +126,15 @@ type Session struct {
 
 	deviceBytes int                   // of the last checkpoint
 	deviceTail  [deviceTailBytes]byte // of its device state
-	copiedBytes int                   // by the last checkpoint, under pause
+
+	// Of the last checkpoint, under pause.
+	copiedBytes, rangesCopied int
+	own                       []guestram.Range // its ranges, while the batch is out early
+	// Pages of the last epochs, live passes included, newest last; of epochs of
+	// them; and those of the live passes of the epoch to come.
+	recent    [recentEpochs]int
+	epochs    int
+	livePages int
 }
 
 // Open prepares the guest in process pid for checkpoints and starts to track

@@ -93,7 +93,7 @@ func (r *replica) checkpoint(t testing.TB, s *Session) *Checkpoint {
 		early = func(b *Batch) { batch = b }
 		whole = func(d []byte) { device = bytes.Clone(d) }
 	}
-	c, err := s.Checkpoint(t.Context(), early, whole)
+	c, err := s.Checkpoint(t.Context(), CheckpointOptions{Early: early, Whole: whole})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +332,7 @@ func TestCaptureDoesNotInflateGuest(t *testing.T) {
 				if _, err := s.Live(t.Context(), func(b *Batch) error { b.Free(); return nil }); err != nil {
 					t.Fatal(err)
 				}
-				c, err := s.Checkpoint(t.Context(), nil, nil)
+				c, err := s.Checkpoint(t.Context(), CheckpointOptions{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -372,7 +372,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if after := descriptors(t, g.PID); after != before {
 		t.Errorf("descriptors before:\n%s\nafter:\n%s", before, after)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, os.ErrClosed) {
+	if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Checkpoint after Close: %v", err)
 	}
 	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", g.PID))
@@ -433,7 +433,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 		Args: [6]uint64{uint64(added.Fd), uint64(s.pipe.remote), unix.O_CLOEXEC}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 	if st := status(t, g); st != "running" {
@@ -454,7 +454,7 @@ func TestReusedDescriptorIsRefused(t *testing.T) {
 	if err := closeRemote(t.Context(), g.PID, s.pipe.remote); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, ErrLostPipe) {
+	if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.Is(err, ErrLostPipe) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 }

@@ -33,7 +33,7 @@ func victim() {
 		if s, err = Open(ctx, n, mon, Options{}); err == nil {
 			for said := false; err == nil; said = true {
 				var c *Checkpoint
-				if c, err = s.Checkpoint(ctx, nil, nil); err == nil {
+				if c, err = s.Checkpoint(ctx, CheckpointOptions{}); err == nil {
 					c.Batch.Free()
 				}
 				if !said {
@@ -141,7 +141,7 @@ func TestLostAnswers(t *testing.T) {
 		mon.mu.Lock()
 		mon.lose["xen-save-devices-state"], mon.lose["query-status"] = 1, i%3
 		mon.mu.Unlock()
-		if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, errLost) {
+		if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.Is(err, errLost) {
 			t.Fatalf("answer %d: %v", i, err)
 		}
 		mon.pending.Wait()
@@ -178,7 +178,7 @@ func TestRefusedCommand(t *testing.T) {
 	mon := &renumber{g.Client}
 	s.mon = mon
 	var qerr *qmptest.Error
-	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.As(err, &qerr) {
+	if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.As(err, &qerr) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 	if st := status(t, g); st != "running" || s.pipe.remote != number {
@@ -203,7 +203,7 @@ func TestPauseMax(t *testing.T) {
 	r := newReplica(s.Blocks())
 	exceeded := 0
 	for range 20 {
-		switch c, err := s.Checkpoint(t.Context(), nil, nil); {
+		switch c, err := s.Checkpoint(t.Context(), CheckpointOptions{}); {
 		case errors.Is(err, ErrPauseExceeded):
 			exceeded++
 		case err != nil:
@@ -253,7 +253,7 @@ func TestQEMUDies(t *testing.T) {
 		var err error
 		for err == nil {
 			var c *Checkpoint
-			if c, err = s.Checkpoint(t.Context(), nil, nil); err == nil {
+			if c, err = s.Checkpoint(t.Context(), CheckpointOptions{}); err == nil {
 				c.Batch.Free()
 			}
 		}
@@ -294,7 +294,7 @@ func TestUndeliveredRangesComeAgain(t *testing.T) {
 			if err != nil && !errors.Is(err, refuse) {
 				t.Fatal(err)
 			}
-			c, err := s.Checkpoint(t.Context(), nil, nil)
+			c, err := s.Checkpoint(t.Context(), CheckpointOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -314,7 +314,7 @@ func TestCheckpointWaitsForArena(t *testing.T) {
 	s := open(t, g, Options{})
 	var out []*Batch
 	for range checkpointArenas {
-		c, err := s.Checkpoint(t.Context(), nil, nil)
+		c, err := s.Checkpoint(t.Context(), CheckpointOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -322,12 +322,12 @@ func TestCheckpointWaitsForArena(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := s.Checkpoint(ctx, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Checkpoint(ctx, CheckpointOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a checkpoint beyond the bound: %v", err)
 	}
 	out[0].Free()
 	out[0].Free()
-	c, err := s.Checkpoint(t.Context(), nil, nil)
+	c, err := s.Checkpoint(t.Context(), CheckpointOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +392,7 @@ func TestStateFitsIntoThePipe(t *testing.T) {
 		t.Errorf("the pipe takes %d bytes of %d", b, size)
 	}
 	s.deviceBytes = 4 * brakeMaxBytes
-	if _, err := s.Checkpoint(t.Context(), nil, nil); !errors.Is(err, ErrNoBrake) {
+	if _, err := s.Checkpoint(t.Context(), CheckpointOptions{}); !errors.Is(err, ErrNoBrake) {
 		t.Fatalf("%d bytes fit into a pipe of %d: %v", size, brakeMaxBytes, err)
 	}
 	r.checkpoint(t, s)

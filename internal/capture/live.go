@@ -22,6 +22,12 @@ import (
 func (s *Session) Live(ctx context.Context, emit func(*Batch) error) (pages int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	pages, err = s.live(ctx, emit)
+	s.livePages += pages
+	return pages, err
+}
+
+func (s *Session) live(ctx context.Context, emit func(*Batch) error) (pages int, err error) {
 	if s.closed {
 		return 0, os.ErrClosed
 	}
@@ -71,7 +77,7 @@ func (s *Session) liveBatch(ctx context.Context, rs []guestram.Range) (*Batch, [
 	}
 	head, rest := cut(a.ranges[:0], rs, liveBytes/guestram.PageSize)
 	n, err := s.reader.Read(head, a.mem)
-	b := a.batch(head, n)
+	b := a.fill(&Batch{}, head, n)
 	if err != nil {
 		b.Free()
 		return nil, nil, err
@@ -107,20 +113,43 @@ type Checkpoint struct {
 }
 
 // Phases tell where the time of a checkpoint went, in nanoseconds of the
-// monotonic clock, and how much was copied. Stop, Scan, Copy and Device follow
-// each other and make up Total, AtPause apart.
+// monotonic clock, and how much was copied. Stop, AtPause, Scan, Copy, Hold and
+// Device follow each other and make up Total.
 type Phases struct {
-	StopNs   int64 // from the command to the first byte: monitor, stop, disks
-	ScanNs   int64 // AtPause is not counted in it, but in TotalNs and PausedNs
-	CopyNs   int64
-	DeviceNs int64 // from letting go to the monitor's reply
-	TotalNs  int64
+	StopNs    int64 // from the command to the first byte: monitor, stop, disks
+	AtPauseNs int64 // in Options.AtPause
+	ScanNs    int64
+	CopyNs    int64
+	HoldNs    int64 // for which a throttled guest was held on after that
+	DeviceNs  int64 // from letting go to the monitor's reply
+	TotalNs   int64
 	// PausedNs is from the first byte to the reply. The guest's own pause is
 	// longer by what QEMU needs from stopping to the first byte, and shorter
 	// by the way of the reply; it is never longer than TotalNs.
 	PausedNs    int64
 	Pages       int
 	DeviceBytes int
+}
+
+// CheckpointOptions of one checkpoint. The zero value is good.
+type CheckpointOptions struct {
+	// Early, if not nil, gets the Batch as soon as it is copied, so that it can
+	// be on its way while QEMU still writes its device state; it is called
+	// while the guest is held, and must not block. Should the checkpoint fail
+	// after that, its pages are part of the next one all the same: a later copy
+	// of a page is the one that counts.
+	Early func(*Batch)
+	// Whole, if not nil, may get the device state before Checkpoint returns,
+	// when it is all there and only the monitor's word is awaited; it must not
+	// block. Should Checkpoint return an error after that, the device state
+	// must not be used: what was made of it is to be given up.
+	Whole func(device []byte)
+	// Hold is for how long the guest is held at least, from the moment at which
+	// it is known to stand still: the brake on a guest that writes faster than
+	// its pages can be sent. It is bounded by Options.PauseMax, ends at once
+	// when QEMU ends, and begins to cost only when all is copied and Early has
+	// returned. 0 holds no longer than the copy takes.
+	Hold time.Duration
 }
 
 // Checkpoint pauses the guest, copies the pages written since the last pass and
@@ -132,18 +161,7 @@ type Phases struct {
 // Checkpoint. ctx is not looked at between pausing and resuming. At most 8
 // checkpoints may be out: Checkpoint waits, before the pause, until one is
 // freed.
-//
-// early, if not nil, gets the Batch as soon as it is copied, so that it can be
-// on its way while QEMU still writes its device state; it is called while the
-// guest is held, and must not block. Should the checkpoint fail after that, its
-// pages are part of the next one all the same: a later copy of a page is the
-// one that counts.
-//
-// whole, if not nil, may get the device state before Checkpoint returns, when it
-// is all there and only the monitor's word is awaited; it must not block. Should
-// Checkpoint return an error after that, the device state must not be used: what
-// was made of it is to be given up.
-func (s *Session) Checkpoint(ctx context.Context, early func(*Batch), whole func(device []byte)) (*Checkpoint, error) {
+func (s *Session) Checkpoint(ctx context.Context, o CheckpointOptions) (*Checkpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -153,51 +171,92 @@ func (s *Session) Checkpoint(ctx context.Context, early func(*Batch), whole func
 	if err != nil {
 		return nil, err
 	}
-	a.warmUp(max(arenaWarmBytes, 2*s.copiedBytes))
-	c := &Checkpoint{}
-	rs := append(a.ranges[:0], s.carry...)
-	carried := len(rs)
-	n, gone := 0, false
-	c.Device, err = s.underBrake(ctx, &c.Phases, func(overdue func() bool) (err error) {
-		if s.o.AtPause != nil {
-			s.o.AtPause()
-		}
-		start := time.Now()
-		rs, err = s.tracker.Collect(rs)
-		c.Phases.ScanNs = time.Since(start).Nanoseconds()
-		if err == nil && carried > 0 {
-			rs = normalize(rs)
-		}
-		if err == nil {
-			n, err = s.copyPaused(rs, a.mem, overdue)
-		}
-		c.Phases.CopyNs = time.Since(start).Nanoseconds() - c.Phases.ScanNs
-		if err == nil && early != nil && n > 0 {
-			gone = true
-			own := slices.Clone(rs) // who has the batch may free it any time
-			early(a.batch(rs, n))
-			rs = own
-		}
-		return err
-	}, whole)
+	w := s.prepare(a, o)
+	c := w.c
+	c.Device, err = s.underBrake(ctx, &c.Phases, w.do, o.Whole)
 	s.carry = s.carry[:0]
 	if err != nil {
-		s.keep(rs)
-		if !gone {
-			a.batch(rs, n).Free()
+		s.keep(w.rs)
+		if !w.gone {
+			a.fill(w.batch, w.rs, w.copied).Free()
 		}
 		return nil, s.explain(fmt.Errorf("checkpoint: %w", err))
 	}
-	s.copiedBytes = n
-	if !gone {
-		c.Batch = a.batch(rs, n)
+	s.copiedBytes, s.rangesCopied = w.copied, len(w.rs)
+	if !w.gone {
+		c.Batch = a.fill(w.batch, w.rs, w.copied)
 	}
-	c.Phases.Pages, c.Phases.DeviceBytes = n/guestram.PageSize, len(c.Device)
+	c.Phases.Pages, c.Phases.DeviceBytes = w.copied/guestram.PageSize, len(c.Device)
+	s.recent = [recentEpochs]int{s.recent[1], s.livePages + c.Phases.Pages}
+	s.epochs, s.livePages = min(s.epochs+1, recentEpochs), 0
 	return c, nil
 }
 
-// copyChunkRanges is after how many ranges the watchdog is looked at.
-const copyChunkRanges = 1024
+// rangesRoom is how many ranges the next pause gets room for beforehand: twice
+// what the last one had, and those that are kept for it.
+func (s *Session) rangesRoom() int { return max(rangesRoomMin, 2*s.rangesCopied) + 2*len(s.carry) }
+
+// rangesRoomMin is 8,000 pages far from each other.
+const rangesRoomMin = 8192
+
+// pauseWork is what a checkpoint does while the guest stands still. All that it
+// needs is there before: it allocates nothing, but for ranges if there are more
+// than twice as many as in the last pause.
+type pauseWork struct {
+	s      *Session
+	o      CheckpointOptions
+	arena  *arena
+	c      *Checkpoint
+	batch  *Batch
+	rs     []guestram.Range
+	copied int  // bytes
+	gone   bool // the batch was handed out
+}
+
+func (s *Session) prepare(a *arena, o CheckpointOptions) *pauseWork {
+	a.warmUp(max(arenaWarmBytes, 2*s.copiedBytes))
+	w := &pauseWork{s: s, o: o, arena: a, c: &Checkpoint{}, batch: &Batch{}}
+	w.rs = append(slices.Grow(a.ranges[:0], s.rangesRoom()), s.carry...)
+	s.own = slices.Grow(s.own[:0], cap(w.rs))
+	return w
+}
+
+func (w *pauseWork) do(overdue func() bool) (err error) {
+	s, ph := w.s, &w.c.Phases
+	still := time.Now()
+	if s.o.AtPause != nil {
+		s.o.AtPause()
+	}
+	start := time.Now()
+	ph.AtPauseNs = start.Sub(still).Nanoseconds()
+	carried := len(w.rs)
+	w.rs, err = s.tracker.Collect(w.rs)
+	scanned := time.Now()
+	ph.ScanNs = scanned.Sub(start).Nanoseconds()
+	if err == nil && carried > 0 {
+		w.rs = normalize(w.rs)
+	}
+	if err == nil {
+		w.copied, err = s.copyPaused(w.rs, w.arena.mem, overdue)
+	}
+	if err == nil && w.o.Early != nil && w.copied > 0 {
+		w.gone = true
+		s.own = append(s.own[:0], w.rs...) // who has the batch may free it any time
+		w.o.Early(w.arena.fill(w.batch, w.rs, w.copied))
+		w.rs = s.own
+	}
+	copied := time.Now()
+	ph.CopyNs = copied.Sub(scanned).Nanoseconds()
+	if err == nil && w.o.Hold > 0 {
+		err = s.pipe.hold(min(w.o.Hold, s.o.PauseMax-s.o.PauseMax/8) - copied.Sub(still))
+		ph.HoldNs = time.Since(copied).Nanoseconds()
+	}
+	return err
+}
+
+// copyChunkRanges is after how many ranges, some milliseconds, the watchdog is
+// looked at.
+const copyChunkRanges = 4096
 
 // copyPaused copies rs to dst unless the watchdog has let the guest go.
 func (s *Session) copyPaused(rs []guestram.Range, dst []byte, overdue func() bool) (n int, err error) {

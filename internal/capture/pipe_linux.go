@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"golang.org/x/sys/unix"
@@ -357,6 +358,25 @@ func (p *pipe) wait(timeoutMs int) (event, error) {
 		}
 		return ev, nil
 	}
+}
+
+// hold waits for d, or until the monitor has replied or QEMU has ended.
+func (p *pipe) hold(d time.Duration) error {
+	for end := time.Now().Add(d); d > 0; d = time.Until(end) {
+		fds := [2]unix.PollFd{{Fd: int32(p.wake), Events: unix.POLLIN}, {Fd: int32(p.pidfd), Events: unix.POLLIN}}
+		ts := unix.NsecToTimespec(d.Nanoseconds())
+		n, err := unix.Ppoll(fds[:], &ts, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("hold the guest: %w", err)
+		}
+		if n > 0 {
+			return nil // what it means is seen by who looks next
+		}
+	}
+	return nil
 }
 
 func (p *pipe) ring() {

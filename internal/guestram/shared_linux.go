@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -92,6 +93,7 @@ func (b *tracked) populated(dst []Range) ([]Range, error) {
 		}
 		off, pages := from-b.fileOff, (to-from)/PageSize
 		b.known.set(off/PageSize, pages)
+		b.regions.fill(b.host+off, b.host+off+to-from)
 		dst = add(dst, b.index, off, pages)
 		at = to
 	}
@@ -122,6 +124,32 @@ func (b *tracked) punched(off, pages uint64, dst []Range) ([]Range, error) {
 		}
 	}
 	return dst, nil
+}
+
+// ctime is the time of a backing file's last change as it was when its holes
+// were last known. Punching a hole changes it; writing to the memory does not.
+type ctime struct {
+	sec, nsec int64
+	settled   bool
+}
+
+// ctimeSettle is for how long a file must have been left alone before its time
+// of change says that nothing has changed since: longer than any step in which
+// a kernel tells the time of files.
+const ctimeSettle = time.Second
+
+// changed reports whether a hole may have been punched into f since the last
+// call. Called before holes are looked up: what is punched after it changes the
+// time again, or has made it too young to trust.
+func (c *ctime) changed(f *os.File, now time.Time) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return true, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	was := *c
+	age := now.Sub(time.Unix(st.Ctim.Sec, st.Ctim.Nsec))
+	*c = ctime{sec: st.Ctim.Sec, nsec: st.Ctim.Nsec, settled: age > ctimeSettle}
+	return !was.settled || was.sec != c.sec || was.nsec != c.nsec, nil
 }
 
 // Memory is the memory of a shared RAM block, mapped by us as well. What is
@@ -165,51 +193,4 @@ func (m *Memory) Close() error {
 	err := errors.Join(unix.Munmap(m.mem), m.file.Close())
 	m.mem = nil
 	return err
-}
-
-// bitmap has one bit a page.
-type bitmap []uint64
-
-func newBitmap(pages uint64) bitmap { return make(bitmap, (pages+63)/64) }
-
-func (b bitmap) set(at, n uint64) {
-	for end := at + n; at < end; {
-		m, k := wordMask(at, end)
-		b[at/64] |= m
-		at += k
-	}
-}
-
-func (b bitmap) clear(at, n uint64) {
-	for end := at + n; at < end; {
-		m, k := wordMask(at, end)
-		b[at/64] &^= m
-		at += k
-	}
-}
-
-// wordMask covers the bits of [at, end) that are in at's word, and their number.
-func wordMask(at, end uint64) (mask, n uint64) {
-	n = min(64-at%64, end-at)
-	return (^uint64(0) >> (64 - n)) << (at % 64), n
-}
-
-func (b bitmap) get(at uint64) bool { return b[at/64]>>(at%64)&1 != 0 }
-
-// next returns the first run of set bits within [at, end); n is 0 without one.
-func (b bitmap) next(at, end uint64) (start, n uint64) {
-	skip := func(bit bool, word uint64) {
-		for at < end && b.get(at) == bit {
-			if at%64 == 0 && b[at/64] == word {
-				at += 64
-			} else {
-				at++
-			}
-		}
-		at = min(at, end)
-	}
-	skip(false, 0)
-	start = at
-	skip(true, ^uint64(0))
-	return start, at - start
 }

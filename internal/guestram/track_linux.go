@@ -2,21 +2,25 @@ package guestram
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"unsafe"
+	"sync/atomic"
 
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"golang.org/x/sys/unix"
 )
 
-// scanVec is how many regions one PAGEMAP_SCAN may return; 24 bytes each.
-const scanVec = 8192
+// parallelScanNs is how long the last scan took, by all lanes together, from
+// which on several of them share one. To wake a thread takes 50 µs on a quiet
+// machine, and one that is put off with a piece in its hand costs more.
+const parallelScanNs = 1_000_000
 
 // tracked is a block and what is known of its pages.
 type tracked struct {
 	index      uint16
 	host, size uint64
+	regions    regions
 	// Shared blocks only. A page that is punched out of the backing file
 	// keeps its write-protection mark, so that the kernel does not report
 	// it: known holds the pages whose content was reported, and those of
@@ -24,6 +28,7 @@ type tracked struct {
 	file    *os.File
 	fileOff uint64
 	known   bitmap
+	touched ctime
 	name    string
 	pass    passes
 }
@@ -41,13 +46,19 @@ type uffdTracker struct {
 	uffd, pagemap int
 	blocks        []tracked
 	closed        bool
+	// holesWritten: this kernel reports and arms page-table holes as written.
+	holesWritten bool
 
-	// The kernel writes to these by address; Go does not move heap objects.
-	arg   *pmScanArg
-	vec   []pageRegion
-	dirty int // entries of vec that the last scan filled
+	crew   *crew
+	lanes  []lane
+	pieces []piece // all armed blocks, in order; made anew when stale
+	next   atomic.Int32
+	stale  bool
+	busyNs int64 // that the last scan of all pieces took, all lanes together
 
-	empty []Range // scratch of the first pass: pages not there (yet)
+	parallelNs int64 // parallelScanNs, but in tests
+
+	scratch []Range // of the first pass, and of regions that came to be
 }
 
 // TrackUffd starts to track the migratable blocks of process pid. It creates a
@@ -67,10 +78,9 @@ func TrackUffd(ctx context.Context, pid int, blocks []Block) (Tracker, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &uffdTracker{uffd: fd, pagemap: -1, arg: new(pmScanArg), vec: make([]pageRegion, scanVec)}
+	t := &uffdTracker{uffd: fd, pagemap: -1, parallelNs: parallelScanNs}
 	if err := t.open(pid, blocks); err != nil {
-		t.Close()
-		return nil, err
+		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
@@ -92,7 +102,7 @@ func (t *uffdTracker) open(pid int, blocks []Block) error {
 		if err := uffdRegister(t.uffd, b.Host, b.Used); err != nil {
 			return fmt.Errorf("track RAM block %s: %w", b.Name, err)
 		}
-		tb := tracked{index: uint16(i), host: b.Host, size: b.Used, name: b.Name}
+		tb := tracked{index: uint16(i), host: b.Host, size: b.Used, name: b.Name, regions: newRegions(b.Host, b.Used)}
 		if b.Shared {
 			if tb.file, err = openBacking(pid, b, os.O_RDONLY); err != nil {
 				return err
@@ -101,7 +111,26 @@ func (t *uffdTracker) open(pid int, blocks []Block) error {
 		}
 		t.blocks = append(t.blocks, tb)
 	}
-	return nil
+	if t.holesWritten, err = holesAreWritten(); err != nil {
+		return err
+	}
+	return t.hire(lanesHere())
+}
+
+// hire prepares n lanes, and all memory that a Collect needs.
+func (t *uffdTracker) hire(n int) error {
+	most := 0
+	for i := range t.blocks {
+		most += t.blocks[i].regions.piecesMax()
+	}
+	t.pieces, t.stale = make([]piece, 0, most), true
+	t.lanes = make([]lane, n)
+	for i := range t.lanes {
+		t.lanes[i] = newLane()
+	}
+	var err error
+	t.crew, err = newCrew(n)
+	return err
 }
 
 // remoteUffd returns a userfaultfd that belongs to the memory of pid.
@@ -137,7 +166,7 @@ func (t *uffdTracker) Close() error {
 		return nil
 	}
 	t.closed = true
-	err := unix.Close(t.uffd)
+	err := errors.Join(t.crew.close(), unix.Close(t.uffd))
 	if t.pagemap >= 0 {
 		unix.Close(t.pagemap)
 	}
@@ -154,162 +183,38 @@ func (t *uffdTracker) Collect(dst []Range) ([]Range, error) {
 		return dst, os.ErrClosed
 	}
 	for i := range t.blocks {
-		var err error
 		b := &t.blocks[i]
-		switch b.pass {
-		case neverScanned:
+		if b.pass == armed {
+			continue
+		}
+		var err error
+		if b.pass == neverScanned {
 			b.pass = firstFailed
 			dst, err = t.collectFirst(b, dst)
-		case firstFailed:
-			// Report also what is not there: it may have been there.
-			if dst, err = t.scan(b, dst, scanAll, false); err == nil && b.file != nil {
-				dst, err = b.populated(dst)
-			}
-		case armed:
-			dst, err = t.collectArmed(b, dst)
-		}
-		if err != nil {
-			return dst, fmt.Errorf("scan RAM block %s: %w", b.name, err)
-		}
-		b.pass = armed
-	}
-	return dst, nil
-}
-
-// collectArmed appends what was written in b since the last pass. Two walks are
-// cheaper than scanAll where memory is unpopulated: that reports every page
-// which is not there, for us to throw away.
-func (t *uffdTracker) collectArmed(b *tracked, dst []Range) ([]Range, error) {
-	if b.file != nil {
-		return t.scan(b, dst, scanAll, false)
-	}
-	dst, err := t.scan(b, dst, scanWritten, false)
-	if err != nil {
-		return dst, err
-	}
-	return t.scan(b, dst, scanHoles, false)
-}
-
-// scan appends those pages of b that q asks for and that have changed. With
-// first set, pages that are not there go to t.empty instead: they read as zero
-// and were never reported.
-func (t *uffdTracker) scan(b *tracked, dst []Range, q query, first bool) ([]Range, error) {
-	end := b.host + b.size
-	for at := b.host; at < end; {
-		clear(t.vec[:t.dirty])
-		*t.arg = scanArg(at, end, t.vec, q)
-		n, err := ioctl(t.pagemap, pagemapScan, unsafe.Pointer(t.arg))
-		if err != nil {
-			// The regions before the failure are re-armed already.
-			for n = 0; n < len(t.vec) && t.vec[n].end != 0; n++ {
-			}
-		}
-		t.dirty = n
-		for _, r := range t.vec[:n] {
-			var e error
-			if dst, e = t.take(b, r, dst, q, first); e != nil && err == nil {
-				err = e
-			}
-		}
-		if err != nil {
-			return dst, err
-		}
-		if t.arg.walkEnd <= at {
-			return dst, errStuck
-		}
-		at = t.arg.walkEnd
-	}
-	return dst, nil
-}
-
-// take sorts one region into what happened to it.
-func (t *uffdTracker) take(b *tracked, r pageRegion, dst []Range, q query, first bool) ([]Range, error) {
-	off, pages := r.start-b.host, (r.end-r.start)/PageSize
-	there := r.categories&(pageIsPresent|pageIsSwapped) != 0
-	written := r.categories&pageIsWritten != 0
-	var err error
-	switch {
-	case q == scanWritten:
-		// It tells no more than that, and has armed all it reports.
-	case !there:
-		// Thrown away, or never there. The scan did not arm all of these.
-		// Arming after the scan loses no write: contents are read later.
-		if first {
-			t.empty = add(t.empty, b.index, off, pages)
 		} else {
-			err = uffdProtect(t.uffd, r.start, r.end-r.start)
+			dst, err = t.collectAgain(b, dst)
 		}
-	case !written:
-		// Armed and not mapped: swapped out, or (shared) dropped from the
-		// page tables or from the file, or never there.
-		if b.file != nil && !first {
-			return b.punched(off, pages, dst)
-		}
-		return dst, nil
-	}
-	if first && (!there || b.file != nil) {
-		return dst, err
-	}
-	if b.file != nil {
-		b.known.set(off/PageSize, pages)
-	}
-	return add(dst, b.index, off, pages), err
-}
-
-// collectFirst arms all of b and reports what it holds.
-func (t *uffdTracker) collectFirst(b *tracked, dst []Range) ([]Range, error) {
-	t.empty = t.empty[:0]
-	dst, err := t.scan(b, dst, scanAll, true)
-	if err != nil {
-		return dst, err
-	}
-	for _, r := range t.empty {
-		if err := uffdProtect(t.uffd, b.host+r.Off, uint64(r.Bytes())); err != nil {
-			return dst, err
-		}
-	}
-	if b.file != nil {
-		// The file is the authority: it also holds pages that nobody has
-		// touched through this mapping.
-		return b.populated(dst)
-	}
-	// A page that came to be between the scan and the arming is armed, and
-	// present. (It cannot be swapped out yet: that is for old pages.)
-	for _, r := range t.empty {
-		if dst, err = t.present(b, r, dst); err != nil {
-			return dst, err
-		}
-	}
-	return dst, nil
-}
-
-// present appends the pages of r that are there, without arming.
-func (t *uffdTracker) present(b *tracked, r Range, dst []Range) ([]Range, error) {
-	end := b.host + r.End()
-	for at := b.host + r.Off; at < end; {
-		*t.arg = scanArg(at, end, t.vec, scanAll)
-		t.arg.flags, t.arg.inverted, t.arg.anyof = 0, 0, 0
-		t.arg.mask, t.arg.ret = pageIsPresent, pageIsPresent
-		n, err := ioctl(t.pagemap, pagemapScan, unsafe.Pointer(t.arg))
 		if err != nil {
-			return dst, err
+			return dst, b.explain(err)
 		}
-		t.dirty = max(t.dirty, n)
-		for _, p := range t.vec[:n] {
-			dst = add(dst, b.index, p.start-b.host, (p.end-p.start)/PageSize)
-		}
-		if t.arg.walkEnd <= at {
-			return dst, errStuck
-		}
-		at = t.arg.walkEnd
+		b.pass, t.stale = armed, true
 	}
-	return dst, nil
+	return t.collectArmed(dst)
+}
+
+func (b *tracked) explain(err error) error {
+	return fmt.Errorf("scan RAM block %s: %w", b.name, err)
 }
 
 // add appends a range, or grows the last one when it is adjacent. maxBlockBytes
 // keeps pages within 32 bits.
 func add(dst []Range, block uint16, off, pages uint64) []Range {
-	if n := len(dst); n > 0 {
+	return addBehind(0, dst, block, off, pages)
+}
+
+// addBehind is add for ranges of which the first ones belong to somebody else.
+func addBehind(first int, dst []Range, block uint16, off, pages uint64) []Range {
+	if n := len(dst); n > first {
 		if l := &dst[n-1]; l.Block == block && l.End() == off {
 			l.Pages += uint32(pages)
 			return dst

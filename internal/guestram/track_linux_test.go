@@ -77,7 +77,7 @@ func (r *region) track(t testing.TB) *uffdTracker {
 	if e != 0 {
 		t.Fatal(e)
 	}
-	tr := &uffdTracker{uffd: int(fd), pagemap: -1, arg: new(pmScanArg), vec: make([]pageRegion, scanVec)}
+	tr := &uffdTracker{uffd: int(fd), pagemap: -1, parallelNs: parallelScanNs}
 	t.Cleanup(func() { tr.Close() })
 	if err := tr.open(os.Getpid(), []Block{r.b}); err != nil {
 		t.Fatal(err)
@@ -113,82 +113,98 @@ func kinds(t *testing.T, f func(t *testing.T, shared, huge bool)) {
 // copy that knows only what was reported.
 func TestTrackerKeepsACopyEqual(t *testing.T) {
 	kinds(t, func(t *testing.T, shared, huge bool) {
-		const pages = 4096 // 16 MiB
-		r := newRegion(t, pages*PageSize, shared, huge)
-		rng := rand.New(rand.NewPCG(1, 2))
-		for range 1000 {
-			r.mem[rng.IntN(pages/2)*PageSize+7] = 1
-		}
-		tr := r.track(t)
-		rd, err := NewReader(os.Getpid(), []Block{r.b})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rd.Close()
-		twin, buf := make([]byte, len(r.mem)), make([]byte, len(r.mem))
-		for epoch := range 600 {
-			rs := collect(t, tr)
-			n, err := rd.Read(rs, buf)
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := 0
-			for _, g := range rs {
-				at += copy(twin[g.Off:g.End()], buf[at:])
-			}
-			if at != n {
-				t.Fatalf("epoch %d: read %d bytes, ranges hold %d", epoch, n, at)
-			}
-			if epoch%10 == 0 || epoch > 550 {
-				if p := differs(t, r, twin); p >= 0 {
-					t.Fatalf("epoch %d: page %d differs", epoch, p)
-				}
-			}
-			for range rng.IntN(40) {
-				r.mem[rng.IntN(len(r.mem))] = byte(rng.Uint32())
-			}
-			from, n2 := rng.IntN(pages-1), 1
-			if rng.IntN(2) == 0 { // also whole page tables
-				from, n2 = from&^511, 512
-			}
-			part := r.mem[from*PageSize:][:n2*PageSize]
-			switch rng.IntN(6) {
-			case 0:
-				err = unix.Madvise(part, unix.MADV_DONTNEED)
-			case 1:
-				if shared {
-					err = unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(from*PageSize), int64(len(part)))
-				}
-			case 2:
-				_ = unix.Madvise(part, unix.MADV_PAGEOUT) // without swap: drops shared mappings at most
-			case 3:
-				_ = unix.Madvise(part, unix.MADV_COLLAPSE) // may be refused
-			case 4:
-				_ = part[0] + part[len(part)-1]
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
+		t.Run("alone", func(t *testing.T) { keepsEqual(t, shared, huge, func(*uffdTracker, *Reader) {}) })
+		t.Run("together", func(t *testing.T) {
+			keepsEqual(t, shared, huge, func(tr *uffdTracker, rd *Reader) { tr.parallelNs, rd.parallel = 0, 0 })
+		})
+		t.Run("holes apart", func(t *testing.T) {
+			keepsEqual(t, shared, huge, func(tr *uffdTracker, _ *Reader) { tr.holesWritten = false })
+		})
 	})
 }
 
-// differs compares without touching pages that are not there.
+func keepsEqual(t *testing.T, shared, huge bool, tune func(*uffdTracker, *Reader)) {
+	const pages = 12288 // 48 MiB, and long enough a run of them untouched
+	const epochs = 120
+	r := newRegion(t, pages*PageSize, shared, huge)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		r.mem[rng.IntN(pages/4)*PageSize+7] = 1
+	}
+	tr := r.track(t)
+	rd, err := NewReader(os.Getpid(), []Block{r.b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	tune(tr, rd)
+	twin, buf := make([]byte, len(r.mem)), make([]byte, len(r.mem))
+	for epoch := range epochs {
+		reach := pages/4 + epoch*pages*3/4/epochs // memory that was untouched comes into use
+		rs := collect(t, tr)
+		n, err := rd.Read(rs, buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		for _, g := range rs {
+			at += copy(twin[g.Off:g.End()], buf[at:])
+		}
+		if at != n {
+			t.Fatalf("epoch %d: read %d bytes, ranges hold %d", epoch, n, at)
+		}
+		if epoch%10 == 0 || epoch > epochs-10 {
+			if p := differs(t, r, twin[:reach*PageSize]); p >= 0 {
+				t.Fatalf("epoch %d: page %d differs", epoch, p)
+			}
+		}
+		for range rng.IntN(40) {
+			r.mem[rng.IntN(reach*PageSize)] = byte(rng.Uint32())
+		}
+		from, n2 := rng.IntN(reach-1), 1
+		if rng.IntN(2) == 0 { // also whole page tables
+			from, n2 = from&^511, 512
+		}
+		part := r.mem[from*PageSize:][:n2*PageSize]
+		switch rng.IntN(6) {
+		case 0:
+			err = unix.Madvise(part, unix.MADV_DONTNEED)
+		case 1:
+			if shared {
+				err = unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(from*PageSize), int64(len(part)))
+			}
+		case 2:
+			_ = unix.Madvise(part, unix.MADV_PAGEOUT) // without swap: drops shared mappings at most
+		case 3:
+			_ = unix.Madvise(part, unix.MADV_COLLAPSE) // may be refused
+		case 4:
+			_ = part[0] + part[len(part)-1]
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// differs compares as much as twin has. It touches no memory behind that, and in
+// shared memory none at all.
 func differs(t *testing.T, r *region, twin []byte) int {
 	t.Helper()
-	mem := r.mem
+	mem := r.mem[:len(twin)]
 	if r.file != nil {
 		mem = make([]byte, len(twin))
 		if _, err := r.file.ReadAt(mem, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for p := 0; p < len(twin); p += PageSize {
-		if !bytes.Equal(mem[p:p+PageSize], twin[p:p+PageSize]) {
-			return p / PageSize
-		}
+	if bytes.Equal(mem, twin) {
+		return -1
 	}
-	return -1
+	p := 0
+	for bytes.Equal(mem[p:p+PageSize], twin[p:p+PageSize]) {
+		p += PageSize
+	}
+	return p / PageSize
 }
 
 func TestThrownAwayPagesAreReported(t *testing.T) {
@@ -341,70 +357,5 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	})
 	if err != nil || n != 0 {
 		t.Errorf("%v allocations, %v", n, err)
-	}
-}
-
-func benchScan(b *testing.B, huge bool, dirty int) {
-	const size = 512 << 20
-	r := newRegion(b, size, false, huge)
-	for i := 0; i < size; i += PageSize {
-		r.mem[i] = 1
-	}
-	tr := r.track(b)
-	rs := collect(b, tr)
-	rng := rand.New(rand.NewPCG(1, 2))
-	for b.Loop() {
-		b.StopTimer()
-		for range dirty {
-			r.mem[rng.IntN(size)]++
-		}
-		b.StartTimer()
-		var err error
-		if rs, err = tr.Collect(rs[:0]); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(size/PageSize), "ns/page")
-}
-
-func BenchmarkScan(b *testing.B) {
-	b.Run("cold4K", func(b *testing.B) { benchScan(b, false, 0) })
-	b.Run("coldTHP", func(b *testing.B) { benchScan(b, true, 0) })
-	b.Run("dirty200", func(b *testing.B) { benchScan(b, false, 200) })
-}
-
-func BenchmarkReadAgainstMemcpy(b *testing.B) {
-	const size = 64 << 20
-	for _, shared := range []bool{false, true} {
-		r := newRegion(b, size, shared, false)
-		for i := range r.mem {
-			r.mem[i] = 1
-		}
-		rd, err := NewReader(os.Getpid(), []Block{r.b})
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer rd.Close()
-		var rs []Range
-		for p := 0; p < 2000; p++ {
-			rs = append(rs, Range{0, 1, uint64(p*8) * PageSize})
-		}
-		dst := make([]byte, len(rs)*PageSize)
-		b.Run(map[bool]string{false: "anonymous", true: "memfd"}[shared], func(b *testing.B) {
-			b.SetBytes(int64(len(dst)))
-			for b.Loop() {
-				if _, err := rd.Read(rs, dst); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run("memcpy", func(b *testing.B) {
-			b.SetBytes(int64(len(dst)))
-			for b.Loop() {
-				for i, g := range rs {
-					copy(dst[i*PageSize:], r.mem[g.Off:g.End()])
-				}
-			}
-		})
 	}
 }

@@ -144,17 +144,20 @@ func slicesContain(vec []pageRegion, addr uint64) bool {
 }
 
 // query is what a scan asks for. All of them re-arm the written pages they
-// report.
+// report, but for the last two.
 //
 // Pages that are not present are asked for because a page that was thrown away
-// is otherwise missed: a page-table hole, as MADV_DONTNEED of a whole huge page
-// leaves one, is not PAGE_IS_WRITTEN for the kernels there are.
+// may otherwise be missed: there are kernels for which a page-table hole, as
+// MADV_DONTNEED of a whole huge page leaves one, is not PAGE_IS_WRITTEN.
 type query int
 
 const (
 	scanAll     query = iota // written, or not present; and which of it
 	scanWritten              // written; the kernel has a fast path for just this
+	scanNew                  // written, and something is there: not holes
 	scanHoles                // neither present nor swapped out nor marked
+	scanPresent              // present; arms nothing
+	scanThere                // present, swapped out or marked; arms nothing
 )
 
 func scanArg(start, end uint64, vec []pageRegion, q query) pmScanArg {
@@ -169,10 +172,60 @@ func scanArg(start, end uint64, vec []pageRegion, q query) pmScanArg {
 		a.inverted, a.anyof = pageIsPresent, pageIsWritten|pageIsPresent
 	case scanWritten:
 		a.mask, a.ret = pageIsWritten, pageIsWritten
+	case scanNew:
+		a.mask, a.anyof = pageIsWritten, pageIsPresent|pageIsSwapped
 	case scanHoles:
 		a.inverted, a.mask = pageIsPresent|pageIsSwapped, pageIsPresent|pageIsSwapped
+	case scanPresent:
+		a.flags, a.mask, a.ret = 0, pageIsPresent, pageIsPresent
+	case scanThere:
+		a.flags, a.anyof, a.ret = 0, pageIsPresent|pageIsSwapped, pageIsPresent|pageIsSwapped
 	}
 	return a
 }
 
 var errStuck = errors.New("PAGEMAP_SCAN makes no progress")
+
+// holesAreWritten tells whether a scan for what was written reports and arms
+// page-table holes of this kernel too, as Linux 6.18 does: then a discarded
+// huge page needs no walk of its own. It tries, on memory of our own.
+func holesAreWritten() (bool, error) {
+	fd, _, e := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly, 0, 0)
+	if e != 0 {
+		return false, needsKernel("userfaultfd", e)
+	}
+	defer unix.Close(int(fd))
+	if err := uffdHandshake(int(fd)); err != nil {
+		return false, err
+	}
+	mem, err := unix.Mmap(-1, 0, 2*regionBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return false, fmt.Errorf("probe region: %w", err)
+	}
+	defer unix.Munmap(mem)
+	pm, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("open /proc/self/pagemap: %w", err)
+	}
+	defer unix.Close(pm)
+	start := uint64(uintptr(unsafe.Pointer(&mem[0])))
+	if err := uffdRegister(int(fd), start, uint64(len(mem))); err != nil {
+		return false, needsKernel("register", err)
+	}
+	l := newLane()
+	whole := (start + regionBytes - 1) / regionBytes * regionBytes
+	for _, want := range []uint64{regionBytes, 0} { // and only once
+		found := uint64(0)
+		err := l.scan(pm, whole, whole+regionBytes, scanWritten, func(r pageRegion) error {
+			found += r.end - r.start
+			return nil
+		})
+		if err != nil {
+			return false, needsKernel("PAGEMAP_SCAN", err)
+		}
+		if found != want {
+			return false, nil
+		}
+	}
+	return true, nil
+}
