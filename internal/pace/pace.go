@@ -210,6 +210,9 @@ func (c *Controller) Next(now time.Time) (earliest, idle time.Duration) {
 	if wait := c.linkWait(now, since); wait > earliest {
 		earliest, c.reason = wait, ReasonLink
 	}
+	if wait := c.runLeast(now); wait > earliest {
+		earliest, c.reason = wait, ReasonThrottled
+	}
 	if wait := c.budget.wait(now, c.limits.PauseShareMax); wait > earliest {
 		earliest, c.reason = wait, ReasonBudget
 	}
@@ -239,6 +242,16 @@ func (c *Controller) linkWait(now time.Time, since time.Duration) time.Duration 
 	}
 	arrive := min(c.link.backlog(now)-c.limits.AckMax/2, most-since)
 	return max(send, arrive, 0)
+}
+
+// runLeast is how long a guest that is held may still run before its next
+// checkpoint: one that follows at once has little in it, and takes the place of one
+// that has.
+func (c *Controller) runLeast(now time.Time) time.Duration {
+	if c.throttle.share <= 0 || c.resumed.IsZero() {
+		return 0
+	}
+	return min(c.limits.AckMax/16, c.limits.Idle) - max(now.Sub(c.resumed), 0)
 }
 
 func (c *Controller) heldForNew() bool { return c.throttle.share > 0 && c.link.anew() >= 0.5 }
