@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // headBytes is read ahead at most: enough that heads and small messages cost
@@ -14,6 +15,13 @@ const headBytes = 16 << 10
 
 // Receiver reads from a connection. Only one goroutine may read; Close may be
 // called from any.
+//
+// It may share a *net.TCPConn with a Sender that lends memory, which plain reads
+// may not (see the package documentation). While the socket's state would fail
+// those, it waits by other means: with one more descriptor, taken the first time
+// and kept until the Receiver is closed or finds the connection closed. Meanwhile
+// a deadline set on the connection itself, or a Close of it, is noticed up to
+// 100 ms late. Contexts and the Receiver's own Close always interrupt at once.
 type Receiver struct {
 	conn    net.Conn
 	scatter *scatter // nil where conn reads into one buffer at a time only
@@ -63,11 +71,20 @@ func (r *Receiver) ReadVec(ctx context.Context, bufs [][]byte) (int, error) {
 	if c.left == 0 {
 		return total, nil
 	}
-	_, err := interruptible(ctx, r.conn.SetReadDeadline, func() (int, error) { return 0, r.fill(c) })
+	_, err := interruptible(ctx, r.setReadDeadline, func() (int, error) { return 0, r.fill(c) })
 	if errors.Is(err, io.EOF) && c.left < total {
 		err = io.ErrUnexpectedEOF
 	}
 	return total - c.left, err
+}
+
+// setReadDeadline is how a context interrupts a read.
+func (r *Receiver) setReadDeadline(t time.Time) error {
+	err := r.conn.SetReadDeadline(t)
+	if r.scatter != nil {
+		r.scatter.interrupt()
+	}
+	return err
 }
 
 // takeAhead moves what was read ahead to where it was meant to go.
@@ -109,6 +126,11 @@ func (r *Receiver) fill(c *cargo) error {
 
 // Close closes the connection and interrupts a blocked read. It is idempotent.
 func (r *Receiver) Close() error {
-	r.closeOnce.Do(func() { r.closeErr = r.conn.Close() })
+	r.closeOnce.Do(func() {
+		r.closeErr = r.conn.Close()
+		if r.scatter != nil {
+			r.scatter.close()
+		}
+	})
 	return r.closeErr
 }

@@ -16,6 +16,8 @@ type scatter struct {
 	raw    syscall.RawConn
 	iov    []unix.Iovec
 	stepFn func(fd uintptr) bool
+	lookFn func() (bool, error)
+	detour detour
 
 	// Of the read that is running.
 	cargo *cargo
@@ -41,7 +43,7 @@ func newScatter(conn net.Conn) *scatter {
 		return nil // closed: reading will say so
 	}
 	s := &scatter{raw: raw}
-	s.stepFn = s.step
+	s.stepFn, s.lookFn = s.step, s.look
 	return s
 }
 
@@ -49,13 +51,25 @@ func newScatter(conn net.Conn) *scatter {
 // call. It returns how many it put there.
 func (s *scatter) read(c *cargo, room []byte) (int, error) {
 	s.cargo, s.room, s.ahead, s.err = c, room, 0, nil
-	err := s.raw.Read(s.stepFn) // waits, and knows deadlines and Close
+	err := s.detour.read(s.raw, s.stepFn, s.lookFn)
 	if err == nil {
 		err = s.err
 	}
 	s.cargo, s.room = nil, nil
 	return s.ahead, err
 }
+
+// look is step without the runtime's poller: it never waits.
+func (s *scatter) look() (done bool, err error) {
+	err = s.raw.Control(func(fd uintptr) { done = s.step(fd) })
+	return done, err
+}
+
+// interrupt makes a read look at the connection's deadline and Close.
+func (s *scatter) interrupt() { s.detour.ring() }
+
+// close gives back what reading took. The connection was closed before.
+func (s *scatter) close() { s.detour.close() }
 
 // step reads until nothing is there (false), the cargo is full, or it failed
 // (true).

@@ -50,7 +50,7 @@ func newWatch(socket int) (*watch, error) {
 		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 	}
 	w := &watch{fd: fd}
-	if w.epoll, err = newEpoll(fd); err == nil {
+	if w.epoll, err = newEpoll(fd, 0); err == nil {
 		w.wait, err = w.epoll.SyscallConn()
 	}
 	if err != nil {
@@ -60,13 +60,14 @@ func newWatch(socket int) (*watch, error) {
 	return w, nil
 }
 
-// newEpoll returns an epoll that becomes readable with each report of fd.
-func newEpoll(fd int) (*os.File, error) {
+// newEpoll returns an epoll that becomes readable with each report of fd, and
+// with each of the events.
+func newEpoll(fd int, events uint32) (*os.File, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLET}); err != nil {
+	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events | unix.EPOLLET}); err != nil {
 		_ = unix.Close(ep)
 		return nil, os.NewSyscallError("epoll_ctl", err)
 	}

@@ -47,6 +47,16 @@
 // after any error the Sender stays broken; a Receiver says how many bytes it had
 // read. A Sender and a Receiver may share a connection.
 //
+// # Reading beside a Sender that lends
+//
+// A connection on which a Sender lends memory should be read through a
+// [Receiver]. Plain reads of it, by Read, io.Copy or the Read of its SyscallConn,
+// can fail with "not pollable" although nothing is wrong: a report that arrives
+// while the socket is neither readable nor writable is EPOLLERR alone, which Go's
+// runtime takes for a descriptor that it cannot poll. It goes on failing readers
+// until bytes arrive or the socket becomes writable. A Receiver waits by other
+// means then. Writes, deadlines and Close are not affected.
+//
 // A Sender reads the error queue of its socket, and throws away what is not
 // about zero-copy: time stamps (SO_TIMESTAMPING) of the same socket are lost.
 // Nobody else may send with MSG_ZEROCOPY on it.
@@ -56,7 +66,8 @@
 // Documentation/networking/msg_zerocopy.rst of the kernel; W. de Bruijn and
 // E. Dumazet, "sendmsg copy avoidance with MSG_ZEROCOPY", netdev 2.1, 2017;
 // msg_zerocopy_realloc and tcp_sendmsg_locked in the kernel's net/ for how system
-// calls are numbered; net/ipv4/tcp.c, tcp_disconnect, for taking memory back.
+// calls are numbered; net/ipv4/tcp.c, tcp_disconnect, for taking memory back;
+// netpoll and netpollcheckerr in Go's runtime for what EPOLLERR alone does.
 package zcstream
 
 import (

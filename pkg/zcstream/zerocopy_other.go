@@ -25,3 +25,5 @@ type scatter struct{}
 func newScatter(net.Conn) *scatter { return nil }
 
 func (*scatter) read(*cargo, []byte) (int, error) { return 0, nil }
+func (*scatter) interrupt()                       {}
+func (*scatter) close()                           {}
