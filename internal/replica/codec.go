@@ -12,7 +12,8 @@ import (
 // codec walks the fields of a message, in either direction: a message lists its
 // fields once (its fields method), so that writing and reading cannot disagree.
 // It keeps its first error, with offset and field; after it, fields are left
-// alone. Bounds are checked in both directions.
+// alone. Bounds are checked in both directions. Encoding writes nothing into a
+// message, which may be on its way over several connections.
 type codec struct {
 	encoding bool
 	typ      Type
@@ -52,6 +53,10 @@ func (c *codec) take(field string, n int) []byte {
 	return b
 }
 
+// more reports whether fields that a growable message got in a later version are
+// to be walked: a peer that is older does not send them, and they stay zero.
+func (c *codec) more() bool { return c.encoding || c.off < len(c.buf) }
+
 func (c *codec) u8(field string, v *uint8) {
 	if c.encoding {
 		c.buf = append(c.buf, *v)
@@ -87,7 +92,9 @@ func (c *codec) u64(field string, v *uint64) {
 func (c *codec) i64(field string, v *int64) {
 	u := uint64(*v)
 	c.u64(field, &u)
-	*v = int64(u)
+	if !c.encoding {
+		*v = int64(u)
+	}
 }
 
 func (c *codec) boolean(field string, v *bool) {
@@ -97,7 +104,9 @@ func (c *codec) boolean(field string, v *bool) {
 	}
 	c.u8(field, &b)
 	c.check(b <= 1, field, "is neither 0 nor 1")
-	*v = b == 1
+	if !c.encoding {
+		*v = b == 1
+	}
 }
 
 // fixed is an array of bytes, written as it is.
@@ -184,12 +193,12 @@ func encodePayload(dst []byte, m Message) ([]byte, error) {
 }
 
 // AppendMessage appends header and payload of m to dst. h gives version,
-// protection and stamp; type, length and checksums are filled in. Pages and
-// DiskWrites are refused: their data follows them, see [Conn.SendPages] and
-// [Conn.SendDiskWrites].
+// protection and stamp; type, length and checksums are filled in. Pages,
+// PackedPages and DiskWrites are refused: their data follows them, see
+// [Conn.SendPages], [Conn.SendPacked] and [Conn.SendDiskWrites].
 func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
 	if m.Type().hasRuns() {
-		return dst, &FormatError{Type: m.Type(), Field: "type", Reason: "is sent with Send" + m.Type().String() + " only"}
+		return dst, &FormatError{Type: m.Type(), Field: "type", Reason: "is sent with " + m.Type().sentWith() + " only"}
 	}
 	start := len(dst)
 	if s, ok := m.(sized); ok {
@@ -206,8 +215,8 @@ func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
 }
 
 // DecodePayload reads the payload of a message of type t. It checks the format,
-// not the checksum. Byte slices in the result alias payload. For Pages and
-// DiskWrites, payload is the table of runs without the data.
+// not the checksum. Byte slices in the result alias payload. For Pages,
+// PackedPages and DiskWrites, payload is what comes before the data.
 func DecodePayload(t Type, payload []byte) (Message, error) {
 	k := kindOf(t)
 	if k.message == nil {

@@ -2,48 +2,47 @@ package replica
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"net"
 	"sync"
 
 	"github.com/virt-ft/virt-ft/pkg/zcstream"
 )
 
-// crcChunk is how much of a payload is read before its checksum is continued:
-// little enough to be still in the cache.
-const crcChunk = 256 << 10
-
-// Frame is a received message. Data is set for Pages and DiskWrites only: the
-// data of the runs that are not zero, in order, in memory that the allocator
-// gave.
+// Frame is a received message. Data is set by [Conn.RecvPages] only, for Pages and
+// DiskWrites: the data of the runs that are not zero, in order, in memory that
+// the allocator gave.
 type Frame struct {
 	Header
-	Msg  Message
-	Data []byte
+	Msg    Message
+	Data   []byte
+	Packed int // bytes that the data took on the wire, if it travelled packed: then Type is TypePackedPages and Msg a *Pages
 }
 
-// Conn is one of the two connections of a protection, as [Listener] and
-// [Dialer] make it. Send, SendPages and SendDiskWrites may be called from any
-// goroutine; receiving is for one goroutine at a time. An error of any of them,
-// but for a context that ended between two messages, is final: close the Conn.
+// Conn is one of the connections of a protection, as [Listener] and [Dialer] make
+// it. Sending may be done from any goroutine; receiving is for one goroutine at a
+// time. An error of any of them, but for a context that ended between two
+// messages, is final: close the Conn.
 type Conn struct {
 	raw        net.Conn // the TCP connection, also under TLS
 	channel    Channel
+	stream     int // which of the data connections, from 0
 	protection UUID
 	version    uint8
 	peer       string
 	sender     *zcstream.Sender
 	receiver   *zcstream.Receiver
 	heads      sync.Pool // *[]byte, run tables on their way
+	packs      sync.Pool // *[]byte, packed messages on their way
 
 	// Owned by the receiving goroutine.
 	phase       phase
 	head        [HeaderBytes]byte
+	in          inbox
 	receiveDead error // set once a message was cut off in the middle
 
+	close     func() error
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -51,18 +50,50 @@ type Conn struct {
 // newConn wraps stream, which is raw or TLS over raw. During the handshake
 // protection may be zero: the first message received sets it.
 func newConn(raw, stream net.Conn, ch Channel, protection UUID) *Conn {
-	return &Conn{
+	c := &Conn{
 		raw: raw, channel: ch, protection: protection, version: handshakeVersion,
 		peer:   raw.RemoteAddr().String(),
 		sender: zcstream.NewSender(stream), receiver: zcstream.NewReceiver(stream),
 	}
+	c.close = func() error {
+		err := c.sender.Close() // which has the kernel give back what it was lent
+		_ = c.receiver.Close()  // only its descriptor: the connection is closed
+		return err
+	}
+	if stream != raw {
+		c.close = raw.Close // without TLS's farewell, which may block
+	}
+	return c
 }
 
 // Protection returns the id that every message of the connection carries.
 func (c *Conn) Protection() UUID { return c.protection }
 
-// Channel tells which of the two connections this is.
+// Channel tells whether this is the control connection or one for data.
 func (c *Conn) Channel() Channel { return c.channel }
+
+// Stream tells which of the session's data connections this is, from 0.
+func (c *Conn) Stream() int { return c.stream }
+
+// place is the connection's kind as the table of types knows it.
+func (c *Conn) place() Channel {
+	if c.channel == DataChannel && c.stream > 0 {
+		return furtherData
+	}
+	return c.channel
+}
+
+// allows refuses a message type that has no place on this kind of connection.
+func (c *Conn) allows(t Type) error {
+	if kindOf(t).channel&c.place() == 0 {
+		return &FormatError{Type: t, Field: "type", Offset: 5, Reason: "is not allowed on the " + c.place().String() + " connection"}
+	}
+	return nil
+}
+
+// StreamStats returns what was sent on the connection, and how. It may be called
+// at any time.
+func (c *Conn) StreamStats() zcstream.Stats { return c.sender.Stats() }
 
 // RemoteAddr returns the peer's address.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
@@ -71,7 +102,7 @@ func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 // no TLS farewell is sent, because every message is whole or refused, and Bye
 // says goodbye. It is idempotent.
 func (c *Conn) Close() error {
-	c.closeOnce.Do(func() { c.closeErr = c.raw.Close() })
+	c.closeOnce.Do(func() { c.closeErr = c.close() })
 	return c.closeErr
 }
 
@@ -83,8 +114,8 @@ func (c *Conn) header(st Stamp) Header {
 // *ConnError, or *FormatError when m itself is not allowed, in which case
 // nothing was sent and the Conn stays usable.
 func (c *Conn) Send(ctx context.Context, st Stamp, m Message) error {
-	if kindOf(m.Type()).channel&c.channel == 0 {
-		return &FormatError{Type: m.Type(), Field: "type", Reason: "is not allowed on the " + c.channel.String() + " connection"}
+	if err := c.allows(m.Type()); err != nil {
+		return err
 	}
 	buf, err := AppendMessage(nil, c.header(st), m)
 	if err != nil {
@@ -128,19 +159,11 @@ func (c *Conn) sendRuns(ctx context.Context, st Stamp, m runsMessage, data [][]b
 
 // runsHead returns the header of m and its table for data, from the pool.
 func (c *Conn) runsHead(st Stamp, m runsMessage, data [][]byte) (*[]byte, error) {
-	if c.channel != DataChannel {
-		return nil, &FormatError{Type: m.Type(), Field: "type", Reason: "is not allowed on the control connection"}
-	}
-	head, _ := c.heads.Get().(*[]byte)
-	if head == nil {
-		head = new([]byte)
-	}
-	buf, err := encodePayload(append((*head)[:0], make([]byte, HeaderBytes)...), m)
-	*head = buf // keeps what it grew to
+	head, err := c.startRuns(&c.heads, m)
 	if err != nil {
-		c.heads.Put(head)
 		return nil, err
 	}
+	buf := *head
 	crc, total := crc32.Checksum(buf[HeaderBytes:], castagnoli()), uint64(0)
 	for _, d := range data {
 		crc = crc32.Update(crc, castagnoli(), d)
@@ -156,148 +179,44 @@ func (c *Conn) runsHead(st Stamp, m runsMessage, data [][]byte) (*[]byte, error)
 	return head, nil
 }
 
-// Recv receives the next message of a control connection, or of a data
-// connection on which neither Pages nor DiskWrites are expected. Byte slices in it are the caller's.
-func (c *Conn) Recv(ctx context.Context) (Frame, error) { return c.RecvPages(ctx, nil) }
-
-// RecvPages receives the next message of a data connection: Pages, DiskWrites,
-// Device, Output, EpochEnd or Error. For Pages and DiskWrites with data, alloc
-// is called with its length, at most MaxPageData, and must return that many
-// bytes, or nil to refuse; the data is read straight into them. On an error
-// after alloc was called, Frame.Data still holds what it returned, for the
-// caller to reclaim.
-//
-// Errors are *ConnError with a Kind. A ctx whose deadline passed counts as
-// silence; when it passed between two messages, the Conn stays usable.
-func (c *Conn) RecvPages(ctx context.Context, alloc func(n int) []byte) (Frame, error) {
-	if c.receiveDead != nil {
-		return Frame{}, c.receiveDead
+// startRuns returns room for a header and what m has before its data, from pool,
+// in which it belongs again when it has been sent.
+func (c *Conn) startRuns(pool *sync.Pool, m runsMessage) (*[]byte, error) {
+	if err := c.allows(m.Type()); err != nil {
+		return nil, err
 	}
-	n, err := c.receiver.ReadFull(ctx, c.head[:])
+	head, _ := pool.Get().(*[]byte)
+	if head == nil {
+		head = new([]byte)
+	}
+	buf, err := encodePayload(append((*head)[:0], make([]byte, HeaderBytes)...), m)
+	*head = buf // keeps what it grew to
 	if err != nil {
-		err = connError("receive", c.peer, err)
-		if n > 0 || ctx.Err() == nil {
-			c.receiveDead = err
-		}
-		return Frame{}, err
+		pool.Put(head)
+		return nil, err
 	}
-	f, err := c.receiveBody(ctx, alloc)
-	if err != nil {
-		if errors.Is(err, io.EOF) { // at the edge of a read, but within a message
-			err = io.ErrUnexpectedEOF
-		}
-		err = connError("receive", c.peer, err)
-		c.receiveDead = err
-	}
-	return f, err
+	return head, nil
 }
 
-// receiveBody decodes the header in c.head and reads what follows it.
-func (c *Conn) receiveBody(ctx context.Context, alloc func(int) []byte) (Frame, error) {
-	h, err := DecodeHeader(c.head[:])
-	if err == nil {
-		err = c.admit(h)
-	}
+// SendPacked sends runs whose data of rawBytes, at most MaxPageData, a [Packer]
+// made packed of. It returns when runs and packed may be reused: packed is copied
+// once, which costs little beside the packing. Errors are those of Send.
+func (c *Conn) SendPacked(ctx context.Context, st Stamp, runs []Run, rawBytes int, packed []byte) error {
+	m := &PackedPages{Pages{runs}, codecZstd}
+	msg, err := c.startRuns(&c.packs, m)
 	if err != nil {
-		return Frame{}, err
+		return err
 	}
-	if h.Type.hasRuns() {
-		return c.receiveRuns(ctx, h, alloc)
+	want := m.announced()
+	if rawBytes < 0 || uint64(rawBytes) != want || len(packed) == 0 || len(packed) > rawBytes {
+		c.packs.Put(msg)
+		return &FormatError{Type: m.Type(), Field: "packed data", Reason: fmt.Sprintf("%d bytes of %d, the runs announce %d", len(packed), rawBytes, want)}
 	}
-	payload := make([]byte, h.PayloadBytes) // bounded by DecodeHeader
-	crc, err := c.readSummed(ctx, 0, payload)
-	if err == nil {
-		err = checkCRC(h, crc)
-	}
-	if err != nil {
-		return Frame{}, err
-	}
-	m, err := DecodePayload(h.Type, payload)
-	if err != nil {
-		return Frame{}, err
-	}
-	return Frame{Header: h, Msg: m}, nil
-}
-
-// admit checks a header against the connection it came from, before anything
-// is allocated for it.
-func (c *Conn) admit(h Header) error {
-	if !c.phase.allows(h.Type) {
-		return &FormatError{Type: h.Type, Field: "type", Offset: 5, Reason: "has no place here (" + c.phase.String() + ")"}
-	}
-	if kindOf(h.Type).channel&c.channel == 0 {
-		return &FormatError{Type: h.Type, Field: "type", Offset: 5, Reason: "is not allowed on the " + c.channel.String() + " connection"}
-	}
-	if h.Version != c.version { // during the handshake: handshakeVersion
-		return &FormatError{Type: h.Type, Field: "version", Offset: 4, Reason: fmt.Sprintf("%d, this session speaks %d", h.Version, c.version)}
-	}
-	if c.protection != (UUID{}) && h.Protection != c.protection {
-		return &FormatError{Type: h.Type, Field: "protection", Offset: 16, Reason: fmt.Sprintf("%s, this session is of %s", h.Protection, c.protection)}
-	}
-	return nil
-}
-
-// receiveRuns reads table and data of Pages or DiskWrites.
-func (c *Conn) receiveRuns(ctx context.Context, h Header, alloc func(int) []byte) (Frame, error) {
-	bad := func(field string, off int, format string, args ...any) error {
-		return &FormatError{Type: h.Type, Field: field, Offset: off, Reason: fmt.Sprintf(format, args...)}
-	}
-	if h.PayloadBytes < 4 {
-		return Frame{}, bad("runs", 0, "payload of %d bytes", h.PayloadBytes)
-	}
-	var count [4]byte
-	crc, err := c.readSummed(ctx, 0, count[:])
-	if err != nil {
-		return Frame{}, err
-	}
-	n := uint64(count[0])<<24 | uint64(count[1])<<16 | uint64(count[2])<<8 | uint64(count[3])
-	if n > MaxRuns || 4+n*runBytes > uint64(h.PayloadBytes) {
-		return Frame{}, bad("runs", 0, "%d runs in %d bytes, the limit is %d", n, h.PayloadBytes, MaxRuns)
-	}
-	table := make([]byte, 4+n*runBytes)
-	copy(table, count[:])
-	if crc, err = c.readSummed(ctx, crc, table[4:]); err != nil {
-		return Frame{}, err
-	}
-	m, err := DecodePayload(h.Type, table)
-	if err != nil {
-		return Frame{}, err
-	}
-	want := int(m.(runsMessage).announced()) // in bounds: DecodePayload checked
-	if len(table)+want != int(h.PayloadBytes) {
-		return Frame{}, bad("data", len(table), "%d bytes, the runs announce %d", int(h.PayloadBytes)-len(table), want)
-	}
-	f := Frame{Header: h, Msg: m}
-	if want > 0 {
-		if alloc == nil {
-			return Frame{}, bad("type", 5, "was not expected")
-		}
-		if f.Data = alloc(want); len(f.Data) != want {
-			return f, fmt.Errorf("no memory of %d bytes for %s", want, h.Type)
-		}
-	}
-	if crc, err = c.readSummed(ctx, crc, f.Data); err != nil {
-		return f, err
-	}
-	return f, checkCRC(h, crc)
-}
-
-// readSummed fills p and returns crc continued over it.
-func (c *Conn) readSummed(ctx context.Context, crc uint32, p []byte) (uint32, error) {
-	for len(p) > 0 {
-		chunk := p[:min(len(p), crcChunk)]
-		if _, err := c.receiver.ReadFull(ctx, chunk); err != nil {
-			return 0, err
-		}
-		crc = crc32.Update(crc, castagnoli(), chunk)
-		p = p[len(chunk):]
-	}
-	return crc, nil
-}
-
-func checkCRC(h Header, crc uint32) error {
-	if crc != h.PayloadCRC {
-		return &FormatError{Type: h.Type, Field: "payload CRC", Offset: 12, Reason: fmt.Sprintf("%#08x, computed %#08x: corrupted on the way", h.PayloadCRC, crc)}
-	}
-	return nil
+	*msg = append(*msg, packed...)
+	buf := *msg
+	h := c.header(st)
+	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(buf)-HeaderBytes), crc32.Checksum(buf[HeaderBytes:], castagnoli())
+	h.append(buf[:0])
+	err = c.sender.Send(ctx, func(error) { c.packs.Put(msg) }, buf)
+	return connError("send", c.peer, err)
 }

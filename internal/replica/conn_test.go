@@ -140,10 +140,15 @@ func TestRefusedBeforeAllocation(t *testing.T) {
 		"Device too long":          {DataChannel, huge(TypeDevice, 1<<32-1)},
 		"Device on control":        {ControlChannel, huge(TypeDevice, MaxDeviceBytes)},
 		"Pages on control":         {ControlChannel, huge(TypePages, maxRunsPayload)},
+		"PackedPages too long":     {DataChannel, huge(TypePackedPages, maxRunsPayload+2)},
+		"PackedPages on control":   {ControlChannel, huge(TypePackedPages, maxRunsPayload)},
+		"StreamEnd on the first":   {DataChannel, huge(TypeStreamEnd, 8)},
 		"DiskWrites on control":    {ControlChannel, huge(TypeDiskWrites, maxRunsPayload)},
 		"DiskSums on data":         {DataChannel, huge(TypeDiskSums, TypeDiskSums.MaxPayload())},
 		"too many runs":            {DataChannel, runs(TypePages, MaxRuns+1)},
 		"zero runs, much data":     {DataChannel, runs(TypePages, 0)},
+		"too many packed runs":     {DataChannel, runs(TypePackedPages, MaxRuns+1)},
+		"no packed runs":           {DataChannel, append(runs(TypePackedPages, 0), codecZstd)},
 		"too many writes":          {DataChannel, runs(TypeDiskWrites, MaxRuns+1)},
 		"no writes, much data":     {DataChannel, runs(TypeDiskWrites, 0)},
 		"handshake in the session": {ControlChannel, huge(TypeHello, maxSmallPayload)},
@@ -168,8 +173,8 @@ func TestRefusedBeforeAllocation(t *testing.T) {
 
 func TestForeignMessagesAreRefused(t *testing.T) {
 	for name, h := range map[string]Header{
-		"protection": {Version: 1, Protection: UUID{1}},
-		"version":    {Version: 2, Protection: testProtection},
+		"protection": {Version: VersionMax, Protection: UUID{1}},
+		"version":    {Version: VersionMax + 1, Protection: testProtection},
 	} {
 		conn, w := wireConn(ControlChannel)
 		b, err := AppendMessage(nil, h, &Ack{})
@@ -219,7 +224,9 @@ func TestHowItEnded(t *testing.T) {
 		if _, err := x.Write(w.Bytes()[:2000]); err != nil {
 			tb.Fatal(err)
 		}
-		return x, newConn(y, y, DataChannel, testProtection), make([]byte, PageSize)
+		ours := newConn(y, y, DataChannel, testProtection)
+		ours.version = VersionMax
+		return x, ours, make([]byte, PageSize)
 	}
 	for name, c := range map[string]struct {
 		end  func(peer net.Conn, ours *Conn, cancel context.CancelFunc)

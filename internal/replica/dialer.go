@@ -15,9 +15,10 @@ type Dialer struct {
 	UserTimeout      time.Duration // TCP_USER_TIMEOUT; 0: DefaultUserTimeout
 }
 
-// Dial opens both connections of protection to addr (host:port). generation is
-// the sender's own, for the headers; versions, channel and token of hello are
-// filled in. Errors are *RefusedError, or *ConnError: a host that answers but
+// Dial opens the connections of protection to addr (host:port): one for control,
+// and as many for data as hello.Streams says, at most MaxStreams, and the listener
+// grants. generation is the sender's own, for the headers; versions, channel, token
+// and stream of hello are filled in. Errors are *RefusedError, or *ConnError: a host that answers but
 // has no daemon is ErrPeerClosed, one that does not answer ErrPeerSilent; its
 // cause may be a *TransportError that names a file and a remedy.
 func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generation uint64, hello Hello) (*Session, error) {
@@ -39,7 +40,8 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
 	}
 	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
-	hello.Channel, hello.Token = ControlChannel, Token{}
+	hello.Channel, hello.Token, hello.Stream = ControlChannel, Token{}, 0
+	hello.Streams = min(max(hello.Streams, 1), MaxStreams)
 	st := Stamp{Generation: generation}
 
 	control, f, err := d.greet(ctx, addr, cfg, protection, st, &hello)
@@ -47,20 +49,39 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 		return nil, err
 	}
 	welcome := f.Msg.(*Welcome)
-	second := hello
-	second.Channel, second.Token = DataChannel, welcome.Token
-	data, g, err := d.greet(ctx, addr, cfg, protection, st, &second)
+	streams, err := d.openStreams(ctx, addr, cfg, protection, st, hello, welcome)
 	if err != nil {
 		_ = control.Close()
 		return nil, err
 	}
-	s := &Session{Control: control, Data: data, Version: welcome.Version, Hello: &hello, Welcome: welcome, PeerGeneration: f.Generation}
-	if v := g.Msg.(*Welcome).Version; v != welcome.Version {
-		_ = s.Close()
-		return nil, &ConnError{Op: "handshake", Peer: addr, Kind: ErrMalformed, Err: fmt.Errorf("version %d on the data connection, %d on the control connection", v, welcome.Version)}
+	return newSession(control, streams, welcome.Version, &hello, welcome, f.Generation), nil
+}
+
+// openStreams opens the data connections that welcome grants. One after the other,
+// so that a dialer takes one of the listener's handshakes at a time: hosts that
+// set up many protections at once would else turn each other away.
+func (d *Dialer) openStreams(ctx context.Context, addr string, cfg *tls.Config, protection UUID, st Stamp, hello Hello, welcome *Welcome) ([]*Conn, error) {
+	hello.Channel, hello.Token = DataChannel, welcome.Token
+	var streams []*Conn
+	fail := func(err error) ([]*Conn, error) {
+		for _, c := range streams {
+			_ = c.Close()
+		}
+		return nil, err
 	}
-	control.version, data.version = s.Version, s.Version
-	return s, nil
+	for i := range welcome.Streams {
+		hello.Stream = i
+		c, f, err := d.greet(ctx, addr, cfg, protection, st, &hello)
+		if err != nil {
+			return fail(err)
+		}
+		streams = append(streams, c)
+		if w := f.Msg.(*Welcome); w.Version != welcome.Version || w.Streams != welcome.Streams {
+			return fail(&ConnError{Op: "handshake", Peer: addr, Kind: ErrMalformed, Err: fmt.Errorf("version %d and %d streams on data connection %d, version %d and %d streams on the control connection",
+				w.Version, w.Streams, i, welcome.Version, welcome.Streams)})
+		}
+	}
+	return streams, nil
 }
 
 // greet opens one connection and exchanges hello for a Welcome.
@@ -93,7 +114,7 @@ func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, p
 		return nil, Frame{}, err
 	}
 	c := newConn(raw, stream, hello.Channel, protection)
-	c.phase = expectAnswer
+	c.phase, c.stream = expectAnswer, int(hello.Stream)
 	if err := c.Send(ctx, st, hello); err != nil {
 		return nil, Frame{}, err
 	}
@@ -113,6 +134,8 @@ func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, p
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "version", Reason: "was not offered"}
 	case hello.Channel == ControlChannel && w.Token == Token{}:
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "token", Offset: 11, Reason: "zero is invalid"}
+	case w.Streams == 0 || w.Streams > hello.Streams:
+		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "streams", Reason: fmt.Sprintf("%d are granted, %d were asked for", w.Streams, hello.Streams)}
 	}
 	return c, f, nil
 }

@@ -12,7 +12,7 @@ const (
 	// HeaderBytes is the size of the header of every message.
 	HeaderBytes = 56
 	// VersionMin and VersionMax are the protocol versions spoken here.
-	VersionMin, VersionMax = 1, 1
+	VersionMin, VersionMax = 2, 2
 	// handshakeVersion is in the header of Hello, Welcome and Refuse, in every
 	// version of the protocol, so that strangers can refuse each other.
 	handshakeVersion = 1
@@ -64,7 +64,7 @@ func (h Header) append(dst []byte) []byte {
 	start := len(dst)
 	be := binary.BigEndian
 	dst = be.AppendUint32(dst, magic)
-	dst = append(dst, h.Version, byte(h.Type), 0, 0) // no flags in version 1
+	dst = append(dst, h.Version, byte(h.Type), 0, 0) // no flags yet
 	dst = be.AppendUint32(dst, h.PayloadBytes)
 	dst = be.AppendUint32(dst, h.PayloadCRC)
 	dst = append(dst, h.Protection[:]...)

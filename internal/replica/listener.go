@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"time"
 )
@@ -25,12 +24,15 @@ type Peer struct {
 type ListenerOptions struct {
 	Transport Transport
 	// Admit decides on a control connection: it returns a Welcome (Version,
-	// Channel and Token are filled in) or a Refuse. ctx ends with the handshake
+	// Channel, Token and Streams are filled in) or a Refuse. ctx ends with the handshake
 	// timeout. It is called from many goroutines. A Hello that wants a
 	// generation older than Welcome.Generation is refused without further ado.
 	Admit func(ctx context.Context, peer Peer, hello *Hello) (*Welcome, *Refuse)
 
-	HandshakeTimeout time.Duration // from accept to paired; 0: DefaultHandshakeTimeout
+	// Streams is how many data connections a session may have at most, 1 to
+	// MaxStreams; 0: MaxStreams. The dialer says how many it wants.
+	Streams          int
+	HandshakeTimeout time.Duration // from accept to the last data connection; 0: DefaultHandshakeTimeout
 	UserTimeout      time.Duration // TCP_USER_TIMEOUT; 0: DefaultUserTimeout
 	MaxHandshakes    int           // 0: DefaultMaxHandshakes; more are closed at once
 	Logger           *slog.Logger  // nil: none
@@ -51,16 +53,6 @@ type Listener struct {
 
 	mu      sync.Mutex
 	pending map[Token]*pending
-}
-
-// pending is a control connection that waits for its data connection.
-type pending struct {
-	protection UUID
-	version    uint8
-	cert       []byte     // of the dialer; nil in plain mode
-	welcome    *Welcome   // for the data connection: without token
-	data       chan *Conn // capacity 1
-	gone       bool       // nobody waits any more; guarded by Listener.mu
 }
 
 // Listen listens on addr (host:port).
@@ -87,6 +79,9 @@ func NewListener(ln net.Listener, o ListenerOptions) (*Listener, error) {
 	}
 	if o.UserTimeout <= 0 {
 		o.UserTimeout = DefaultUserTimeout
+	}
+	if o.Streams <= 0 || o.Streams > MaxStreams {
+		o.Streams = MaxStreams
 	}
 	if o.MaxHandshakes <= 0 {
 		o.MaxHandshakes = DefaultMaxHandshakes
@@ -192,7 +187,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn, release func()) 
 		return err
 	}
 	hello := f.Msg.(*Hello) // the phase allows nothing else
-	c.phase, c.protection, c.channel = established, f.Protection, hello.Channel
+	c.phase, c.protection, c.channel, c.stream = established, f.Protection, hello.Channel, int(hello.Stream)
 	peer := Peer{Addr: raw.RemoteAddr(), Protection: f.Protection, Generation: f.Generation}
 	var cert []byte
 	if t, ok := stream.(*tls.Conn); ok {
@@ -200,7 +195,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn, release func()) 
 		peer.Names, cert = certNames(cs), cs.PeerCertificates[0].Raw
 	}
 	if hello.Channel == DataChannel {
-		return l.serveData(ctx, c, hello, cert)
+		return l.serveData(ctx, c, hello, cert, release)
 	}
 	return l.serveControl(ctx, c, peer, hello, cert, release)
 }
@@ -234,65 +229,27 @@ func (l *Listener) serveControl(ctx context.Context, c *Conn, peer Peer, hello *
 	if err := CheckGeneration(welcome.Generation, hello.WantGeneration); err != nil {
 		return l.refuse(ctx, c, st, Refuse{CodeGeneration, err.Error(), "stand down; the host with the newest generation runs the guest"})
 	}
-	welcome.Version, welcome.Channel, welcome.Token = version, ControlChannel, Token{}
-	forData := welcome
-	forData.Channel = DataChannel
+	welcome.Version, welcome.Channel = version, ControlChannel
+	welcome.Streams = min(max(hello.Streams, 1), uint8(l.o.Streams))
 	_, _ = rand.Read(welcome.Token[:]) // never fails
-	p := &pending{protection: c.protection, version: version, cert: cert, welcome: &forData, data: make(chan *Conn, 1)}
-	l.mu.Lock()
-	l.pending[welcome.Token] = p
-	l.mu.Unlock()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	p := l.expect(c.protection, cert, welcome, fail)
 	defer l.forget(welcome.Token, p)
+	release() // before the dialer can go on: what there is from here on is bounded by unpaired
 	if err := c.Send(ctx, st, &welcome); err != nil {
 		return err
 	}
-	release() // what waits from here on is bounded by unpaired
-	select {
-	case data := <-p.data:
-		c.version, data.version = version, version
-		s := &Session{Control: c, Data: data, Version: version, Hello: hello, Welcome: &welcome, PeerGeneration: peer.Generation}
-		select {
-		case l.ready <- s:
-			return nil
-		case <-ctx.Done():
-			_ = s.Close()
-			return fmt.Errorf("nobody accepted the session: %w", context.Cause(ctx))
-		}
-	case <-ctx.Done():
-		return fmt.Errorf("no data connection came: %w", ctx.Err())
-	}
-}
-
-// forget ends the wait for p's data connection, and closes one that came late.
-func (l *Listener) forget(t Token, p *pending) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.pending, t)
-	p.gone = true
-	select {
-	case late := <-p.data:
-		_ = late.Close()
-	default:
-	}
-}
-
-func (l *Listener) serveData(ctx context.Context, c *Conn, hello *Hello, cert []byte) error {
-	l.mu.Lock()
-	p := l.pending[hello.Token]
-	delete(l.pending, hello.Token) // works once, also when what follows fails
-	l.mu.Unlock()
-	if p == nil || p.protection != c.protection || !slices.Equal(p.cert, cert) {
-		return l.refuse(ctx, c, Stamp{}, Refuse{CodeToken, "the token of the data connection is unknown, used or not this peer's", "open a new session"})
-	}
-	st := Stamp{Generation: p.welcome.Generation, Epoch: p.welcome.LastCommitted}
-	if err := c.Send(ctx, st, p.welcome); err != nil {
+	streams, err := p.collect(ctx)
+	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if p.gone {
-		return errors.New("the control connection is gone")
+	s := newSession(c, streams, version, hello, &welcome, peer.Generation)
+	select {
+	case l.ready <- s:
+		return nil
+	case <-ctx.Done():
+		_ = s.Close()
+		return fmt.Errorf("nobody accepted the session: %w", context.Cause(ctx))
 	}
-	p.data <- c
-	return nil
 }

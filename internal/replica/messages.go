@@ -8,8 +8,9 @@ type Message interface {
 	fields(*codec) // lists the fields in wire order, in either direction
 }
 
-// Token pairs the data connection with its control connection. It is random,
-// works once, and is worth as much as the connection it travelled on.
+// Token pairs the data connections with their control connection. It is random,
+// works once for each of them, and is worth as much as the connection it
+// travelled on.
 type Token [32]byte
 
 // Role is what a daemon is in a protection. Zero is invalid.
@@ -22,11 +23,11 @@ const (
 )
 
 // Capabilities are optional abilities, as bits; both sides use the common ones.
-// None are defined in version 1.
+// None are defined yet.
 type Capabilities uint64
 
-// Hello is the first message on either connection. The dialer fills in
-// versions, channel and token by itself.
+// Hello is the first message on each connection. The dialer fills in versions,
+// channel, token and stream by itself.
 type Hello struct {
 	VersionMin, VersionMax uint8
 	Channel                Channel
@@ -38,6 +39,8 @@ type Hello struct {
 	DomainName             string
 	Host                   string
 	Software               string // version of the daemon, for people
+	Streams                uint8  // data connections that the sender wants; 0 counts as 1
+	Stream                 uint8  // which of them this one is, from 0; 0 on the control connection
 }
 
 func (*Hello) Type() Type { return TypeHello }
@@ -58,6 +61,11 @@ func (m *Hello) fields(c *codec) {
 	c.str("domainName", &m.DomainName, MaxNameBytes)
 	c.str("host", &m.Host, MaxNameBytes)
 	c.str("software", &m.Software, MaxNameBytes)
+	if c.more() { // since version 2
+		c.u8("streams", &m.Streams)
+		c.u8("stream", &m.Stream)
+		c.check(m.Stream == 0 || m.Channel == DataChannel, "stream", "is not zero on the control connection")
+	}
 }
 
 // BackupState is what the listener has of the protection. Zero is invalid.
@@ -70,18 +78,20 @@ const (
 	BackupActive  BackupState = 3 // the guest runs there
 )
 
-// Welcome answers a Hello. Version, Token and Channel are filled in by the Listener.
+// Welcome answers a Hello. Version, Channel, Token and Streams are filled in by
+// the Listener.
 type Welcome struct {
 	Version           uint8 // chosen for the session
 	Channel           Channel
 	State             BackupState
 	Capabilities      Capabilities
-	Token             Token  // to be presented on the data connection; zero there
+	Token             Token  // to be presented on the data connections; zero there
 	HeartbeatPeriodNs int64  // both sides send one each period
 	SilenceLimitNs    int64  // both sides give up after it; the lease of docs/PROTOCOL.md
 	LastCommitted     uint64 // epoch
 	Generation        uint64 // of the listener
 	Host, Software    string
+	Streams           uint8 // data connections granted: 1 to what the Hello wanted
 }
 
 func (*Welcome) Type() Type { return TypeWelcome }
@@ -102,6 +112,9 @@ func (m *Welcome) fields(c *codec) {
 	c.u64("generation", &m.Generation)
 	c.str("host", &m.Host, MaxNameBytes)
 	c.str("software", &m.Software, MaxNameBytes)
+	if c.more() { // since version 2
+		c.u8("streams", &m.Streams)
+	}
 }
 
 // Code classifies a Refuse or an Error for programs. Zero is invalid.
@@ -217,14 +230,16 @@ const (
 	EpochFinal   EpochFlags = 1 << 1 // the last: the guest was shut down
 )
 
-// EpochEnd ends the stream of an epoch, after its Pages, its DiskWrites, its
-// Device and its Outputs.
+// EpochEnd ends an epoch on the first data connection, after its Pages, its
+// DiskWrites, its Device and its Outputs. Those of the others that carried pages of
+// it end it with a StreamEnd: it is whole when all these have arrived.
 type EpochEnd struct {
-	Pages          uint64 // pages in the runs of the epoch's Pages, zero runs included
+	Pages          uint64 // pages in the runs of the epoch's Pages and PackedPages on all streams, zero runs included
 	Packets        uint64 // packets in the epoch's Outputs
 	DiskWrites     uint64 // runs in the epoch's DiskWrites
 	Flags          EpochFlags
 	CapturedUnixNs int64 // wall clock of the primary; for people, never for logic
+	Streams        uint8 // further data connections that carried pages of the epoch: bit i is stream i; bit 0 is not set
 }
 
 // Ack says that the backup has staged the header's epoch completely, its
@@ -325,6 +340,8 @@ func (m *EpochEnd) fields(c *codec) {
 	c.u32("flags", (*uint32)(&m.Flags))
 	c.check(m.Flags&^(EpochInitial|EpochFinal) == 0, "flags", "has unknown bits")
 	c.i64("capturedUnixNs", &m.CapturedUnixNs)
+	c.u8("streams", &m.Streams)
+	c.check(m.Streams&1 == 0, "streams", "names the first data connection, which EpochEnd itself ends")
 }
 
 func (m *Rehearsed) fields(c *codec) {

@@ -6,8 +6,8 @@ import (
 )
 
 // runsMessage is a message whose payload is a table of runs, followed by the data of
-// those that are not zero: Pages and DiskWrites. Its data is lent by the sender
-// and goes into memory of the receiver's, so it is never part of the message.
+// those that are not zero: Pages, PackedPages and DiskWrites. Its data is lent by the
+// sender and goes into memory of the receiver's, so it is never part of the message.
 type runsMessage interface {
 	Message
 	// announced is how many bytes of data the runs announce. In a message that
@@ -16,7 +16,17 @@ type runsMessage interface {
 }
 
 // hasRuns tells the types of which messages are a runsMessage.
-func (t Type) hasRuns() bool { return t == TypePages || t == TypeDiskWrites }
+func (t Type) hasRuns() bool {
+	return t == TypePages || t == TypePackedPages || t == TypeDiskWrites
+}
+
+// sentWith names the method that sends messages of a type with runs.
+func (t Type) sentWith() string {
+	if t == TypePackedPages {
+		return "SendPacked"
+	}
+	return "Send" + t.String()
+}
 
 // table is a count (u32) and that many runs of runBytes each; each lists the
 // fields of one of them.

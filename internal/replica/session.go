@@ -11,15 +11,17 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultUserTimeout      = 5 * time.Second
 	DefaultMaxHandshakes    = 32 // connections that have not said a valid Hello yet
-	maxUnpaired             = 64 // control connections that wait for their data connection, or for Accept
+	maxUnpaired             = 64 // control connections that wait for their data connections, or for Accept
 )
 
-// Session is the pair of connections of one protection.
+// Session is the connections of one protection.
 type Session struct {
-	Control, Data *Conn
-	Version       uint8    // negotiated
-	Hello         *Hello   // what the dialer said
-	Welcome       *Welcome // what the listener answered; its Token is used up
+	Control *Conn
+	Data    *Conn    // the first of Streams, which carries all but the pages of the others
+	Streams []*Conn  // the data connections, 1 to MaxStreams; StreamOf says which page goes where
+	Version uint8    // negotiated
+	Hello   *Hello   // what the dialer said on the control connection
+	Welcome *Welcome // what the listener answered there; its Token is used up
 	// PeerGeneration is the generation in the header of the peer's first message.
 	PeerGeneration uint64
 }
@@ -27,9 +29,25 @@ type Session struct {
 // Protection returns the id of the protection.
 func (s *Session) Protection() UUID { return s.Control.protection }
 
-// Close closes both connections and interrupts what is blocked on them. It is
+// Close closes all connections and interrupts what is blocked on them. It is
 // idempotent.
-func (s *Session) Close() error { return errors.Join(s.Control.Close(), s.Data.Close()) }
+func (s *Session) Close() error {
+	errs := []error{s.Control.Close()}
+	for _, c := range s.Streams {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// newSession joins connections whose handshakes are over; from here on they
+// speak the negotiated version. There is at least one stream.
+func newSession(control *Conn, streams []*Conn, version uint8, hello *Hello, welcome *Welcome, peerGeneration uint64) *Session {
+	control.version = version
+	for _, c := range streams {
+		c.version = version
+	}
+	return &Session{Control: control, Data: streams[0], Streams: streams, Version: version, Hello: hello, Welcome: welcome, PeerGeneration: peerGeneration}
+}
 
 // phase is how far a connection is in its life:
 //

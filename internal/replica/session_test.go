@@ -105,7 +105,7 @@ func TestSessionsArePaired(t *testing.T) {
 				}
 				defer a.Close()
 				exchange(t, a, b)
-				if a.Version != 1 || b.Version != 1 || a.PeerGeneration != 7 || b.PeerGeneration != 6 || a.Welcome.LastCommitted != 41 || b.Hello.DomainName != "web1" {
+				if a.Version != VersionMax || b.Version != VersionMax || a.PeerGeneration != 7 || b.PeerGeneration != 6 || a.Welcome.LastCommitted != 41 || b.Hello.DomainName != "web1" {
 					t.Errorf("%+v / %+v", a, b)
 				}
 				if p, ok := peers.Load(b.Protection()); !ok || (mode == "tls") != (len(p.(Peer).Names) == 1) {
@@ -203,7 +203,7 @@ func TestVersionsAndTokens(t *testing.T) {
 	if f, _, err := rawHello(t, addr, testProtection, h); err != nil || f.Msg.(*Refuse).Code != CodeVersion {
 		t.Errorf("a peer from the future: %+v, %v", f.Msg, err)
 	}
-	h.VersionMin = 1
+	h.VersionMin = VersionMax
 	f, _, err := rawHello(t, addr, testProtection, h)
 	if err != nil || f.Msg.(*Welcome).Version != VersionMax {
 		t.Fatalf("a newer peer that speaks ours: %+v, %v", f.Msg, err)
@@ -223,7 +223,7 @@ func TestVersionsAndTokens(t *testing.T) {
 	for min := range 4 {
 		for max := min; max < 4; max++ {
 			v, err := negotiate(uint8(min), uint8(max))
-			if ok := min <= 1 && max >= 1; ok != (err == nil) || ok && v != 1 {
+			if ok := min <= VersionMax && max >= VersionMin; ok != (err == nil) || ok && v != VersionMax {
 				t.Errorf("versions %d to %d: %d, %v", min, max, v, err)
 			}
 		}
@@ -271,7 +271,7 @@ func TestStrangersAreBounded(t *testing.T) {
 	}
 	// One that opens a control connection and no data connection.
 	h := testHello()
-	h.Channel, h.VersionMin, h.VersionMax = ControlChannel, 1, 1
+	h.Channel, h.VersionMin, h.VersionMax = ControlChannel, VersionMin, VersionMax
 	_, c, err := rawHello(t, l.Addr().String(), testProtection, h)
 	if err != nil {
 		t.Fatal(err)

@@ -10,21 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// unsentBytes is how much the kernel takes of a connection beyond what it has
+// sent: enough to keep a fast link busy until we run again. More would only hide
+// from us how fast the link is, and delay what comes behind.
+const unsentBytes = 1 << 20
+
 // tune sets the options of a replication socket: no delay, no keepalive (the
-// heartbeats are our own), and a bound on how long the kernel retransmits
-// before it reports the peer silent.
+// heartbeats are our own), a bound on how long the kernel retransmits
+// before it reports the peer silent, and one on what waits in it unsent.
 func tune(conn *net.TCPConn, userTimeout time.Duration) error {
 	rc, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var errs [3]error
+	var errs [4]error
 	err = rc.Control(func(fd uintptr) {
 		errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)
 		errs[2] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+		errs[3] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 	})
-	return errors.Join(err, errs[0], errs[1], errs[2])
+	return errors.Join(append(errs[:], err)...)
 }
 
 // tcpDialer makes plain TCP: Multipath TCP, Go's default for listeners, has

@@ -31,17 +31,27 @@ const (
 	TypeDiskSums
 	TypeDiskWrites
 	TypeDropped
+	TypePackedPages
+	TypeStreamEnd
 	typeEnd
 )
 
-// Channel tells the two connections of a protection apart. Zero is invalid.
+// Channel tells the two kinds of connection of a protection apart. Zero is invalid.
 type Channel uint8
 
-// The connections. A third value, onBoth, is used only in the table of types.
+// The kinds of connection.
 const (
 	ControlChannel Channel = 1
 	DataChannel    Channel = 2
-	onBoth         Channel = ControlChannel | DataChannel
+)
+
+// What only the table of types says: the data connections other than the first,
+// and the places in which a type may appear.
+const (
+	furtherData Channel = 4
+	onBoth      Channel = ControlChannel | DataChannel
+	onAllData   Channel = DataChannel | furtherData
+	onAll       Channel = ControlChannel | onAllData
 )
 
 func (c Channel) String() string {
@@ -50,6 +60,8 @@ func (c Channel) String() string {
 		return "control"
 	case DataChannel:
 		return "data"
+	case furtherData:
+		return "further data"
 	}
 	return fmt.Sprintf("channel %d", uint8(c))
 }
@@ -62,9 +74,12 @@ const (
 	MaxXMLBytes    = 512 << 10
 	MaxBlocks      = 1024
 	MaxRuns        = 65536
-	MaxPageData    = 4 << 20  // data of the runs of one Pages or DiskWrites
+	MaxPageData    = 4 << 20  // data of the runs of one Pages, PackedPages (unpacked) or DiskWrites
 	MaxDeviceBytes = 64 << 20 // device state of one checkpoint
 	PageSize       = 4096
+
+	MaxStreams  = 8       // data connections of a session
+	RegionBytes = 2 << 20 // of a RAM block: its pages travel on one stream, see StreamOf
 
 	VnetHeaderBytes = 12                                 // struct virtio_net_hdr_mrg_rxbuf, before each frame
 	MinPacketBytes  = VnetHeaderBytes + 14               // an Ethernet header
@@ -81,6 +96,7 @@ const (
 
 	maxSmallPayload = 4 << 10
 	runBytes        = 16
+	codecBytes      = 1
 	maxRunsPayload  = 4 + MaxRuns*runBytes + MaxPageData
 
 	diskEnd           = 1 << 60 // no disk is as large, so that a size or an offset is an int64 with room to spare
@@ -105,23 +121,23 @@ type kind struct {
 func kindOf(t Type) kind {
 	switch t {
 	case TypeHello:
-		return kind{"Hello", maxSmallPayload, onBoth, true, func() Message { return new(Hello) }}
+		return kind{"Hello", maxSmallPayload, onAll, true, func() Message { return new(Hello) }}
 	case TypeWelcome:
-		return kind{"Welcome", maxSmallPayload, onBoth, true, func() Message { return new(Welcome) }}
+		return kind{"Welcome", maxSmallPayload, onAll, true, func() Message { return new(Welcome) }}
 	case TypeRefuse:
-		return kind{"Refuse", maxSmallPayload, onBoth, true, func() Message { return new(Refuse) }}
+		return kind{"Refuse", maxSmallPayload, onAll, true, func() Message { return new(Refuse) }}
 	case TypeSetup:
 		return kind{"Setup", 2 << 20, ControlChannel, false, func() Message { return new(Setup) }}
 	case TypeReady:
 		return kind{"Ready", maxReadyPayload, ControlChannel, false, func() Message { return new(Ready) }}
 	case TypePages:
-		return kind{"Pages", maxRunsPayload, DataChannel, false, func() Message { return new(Pages) }}
+		return kind{"Pages", maxRunsPayload, onAllData, false, func() Message { return new(Pages) }}
 	case TypeDevice:
 		return kind{"Device", 4 + MaxDeviceBytes, DataChannel, false, func() Message { return new(Device) }}
 	case TypeOutput:
 		return kind{"Output", MaxOutputBytes, DataChannel, false, func() Message { return new(Output) }}
 	case TypeEpochEnd:
-		return kind{"EpochEnd", 36, DataChannel, false, func() Message { return new(EpochEnd) }}
+		return kind{"EpochEnd", 37, DataChannel, false, func() Message { return new(EpochEnd) }}
 	case TypeAck:
 		return kind{"Ack", 0, ControlChannel, false, func() Message { return new(Ack) }}
 	case TypeCommitted:
@@ -152,6 +168,10 @@ func kindOf(t Type) kind {
 		return kind{"DiskSums", diskSumsHeadBytes + MaxSums*SumBytes, ControlChannel, false, func() Message { return new(DiskSums) }}
 	case TypeDiskWrites:
 		return kind{"DiskWrites", maxRunsPayload, DataChannel, false, func() Message { return new(DiskWrites) }}
+	case TypePackedPages:
+		return kind{"PackedPages", maxRunsPayload + codecBytes, onAllData, false, func() Message { return new(PackedPages) }}
+	case TypeStreamEnd:
+		return kind{"StreamEnd", 8, furtherData, false, func() Message { return new(StreamEnd) }}
 	}
 	return kind{}
 }
