@@ -56,20 +56,28 @@ chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that
 	@go build $(GOFLAGS_BUILD) -o build/lab-chaos ./test/chaos
 	@go run ./test/chaos/mutants $(MUTANTS)
 
+# The measuring programs: build/lab-NAME is made of test/NAME, but for the disk's.
+LABS := pause disk load stream today
+build/lab-%: FORCE
+	@go build $(GOFLAGS_BUILD) -o $@ ./test/$(if $(filter disk,$*),diskbench,$*)
+.PHONY: FORCE
+FORCE:
+
 .PHONY: bench
-bench: deps ## micro-benchmarks, then the checkpoint pause and the guest's disk
-	go test -run '^$$' -bench . -benchmem -p 1 $(PKG)
-	@$(MAKE) --no-print-directory pause
-	@$(MAKE) --no-print-directory disk
+bench: deps kernel guest build $(LABS:%=build/lab-%) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
+	@go build $(GOFLAGS_BUILD) -o build/lab-bench ./test/bench
+	@exec build/lab-bench $(BENCH)
+
+.PHONY: plots
+plots: ## draw bench.json into docs/plots
+	@go run ./test/plots $(PLOTS)
 
 .PHONY: pause
-pause: deps kernel guest ## how long a checkpoint stops a guest, beside two floors (PAUSE='-rounds 20')
-	@go build $(GOFLAGS_BUILD) -o build/lab-pause ./test/pause
+pause: deps kernel guest build/lab-pause ## how long a checkpoint stops a guest, beside two floors (PAUSE='-rounds 20')
 	@exec build/lab-pause $(PAUSE)
 
 .PHONY: disk
-disk: deps kernel guest build ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')
-	@go build $(GOFLAGS_BUILD) -o build/lab-disk ./test/diskbench
+disk: deps kernel guest build build/lab-disk ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')
 	@exec build/lab-disk $(DISK)
 
 .PHONY: fuzz

@@ -22,32 +22,25 @@ Exits with 1 when something prevents protection.`,
 	cmd.Flags().StringVar(&to, "to", "", "the host that would hold the standby")
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		asJSON, err := wantJSON(*output)
-		if err != nil {
+		return a.ask(*output, func(c *control.Client, asJSON bool) error {
+			domain := ""
+			if len(args) > 0 {
+				domain = args[0]
+			}
+			report, err := c.Check(cmd.Context(), domain, to)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = printJSON(a.out, report)
+			} else {
+				a.printReport(report)
+			}
+			if err == nil && report.Worst() == control.LevelFail {
+				return exitError(control.ExitError)
+			}
 			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		domain := ""
-		if len(args) > 0 {
-			domain = args[0]
-		}
-		report, err := c.Check(cmd.Context(), domain, to)
-		if err != nil {
-			return err
-		}
-		if asJSON {
-			err = printJSON(a.out, report)
-		} else {
-			a.printReport(report)
-		}
-		if err == nil && report.Worst() == control.LevelFail {
-			return exitError(control.ExitError)
-		}
-		return err
+		})
 	}
 	return cmd
 }

@@ -18,23 +18,19 @@ func (a *app) eventsCommand() *cobra.Command {
 	}
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		asJSON, err := wantJSON(*output)
-		if err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		return c.Events(cmd.Context(), func(e control.Event) error {
-			if asJSON {
-				return json.NewEncoder(a.out).Encode(e)
-			}
-			_, err := fmt.Fprintf(a.out, "%s  %s  %s  %s\n", e.At.Local().Format("15:04:05.000"),
-				safeText(dash(e.Domain)), safeText(e.Kind), safeText(e.Text))
-			return err
+		return a.ask(*output, func(c *control.Client, asJSON bool) error {
+			return c.Events(cmd.Context(), func(e control.Event) error {
+				if asJSON {
+					return json.NewEncoder(a.out).Encode(e)
+				}
+				_, err := fmt.Fprintf(a.out, "%s  %s  %s  %s\n", e.At.Local().Format(clockFormat),
+					safeText(dash(e.Domain)), safeText(e.Kind), safeText(e.Text))
+				return err
+			})
 		})
 	}
 	return cmd
 }
+
+// clockFormat is the time of day of what happened a moment ago.
+const clockFormat = "15:04:05.000"

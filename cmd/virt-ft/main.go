@@ -70,7 +70,7 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the daemon (default: $VIRT_FT_SOCKET, else that of the configuration)")
 	root.PersistentFlags().StringVar(&a.config, "config", config.DefaultPath, "configuration file")
-	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.eventsCommand(), a.manCommand(),
+	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.epochsCommand(), a.eventsCommand(), a.manCommand(),
 		a.protectCommand(), a.setCommand(), a.statusCommand(), a.unprotectCommand(), a.versionCommand())
 	for _, cmd := range root.Commands() {
 		work := cmd.RunE
@@ -99,6 +99,20 @@ func (a *app) client() (*control.Client, error) {
 		socket = c.Control.Socket
 	}
 	return control.NewClient(socket), nil
+}
+
+// ask has f talk to the daemon, when output, the value of -o, is one that is known.
+func (a *app) ask(output string, f func(c *control.Client, asJSON bool) error) error {
+	asJSON, err := wantJSON(output)
+	if err != nil {
+		return err
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return f(c, asJSON)
 }
 
 // exitError ends the program with a code but without a message: everything was

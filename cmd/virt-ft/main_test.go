@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,7 @@ type scenario struct {
 	Hang       bool                `json:"hang"` // protect waits for its cancellation
 	CheckWords control.CheckReport `json:"check"`
 	Happened   []control.Event     `json:"events"`
+	Taken      []control.Epoch     `json:"epochs"`
 	Pacing     control.Pacing      `json:"pacing"`
 	Failure    *control.Error      `json:"failure"` // of every request but version
 
@@ -114,12 +116,21 @@ func (s *scenario) Check(_ context.Context, domain, to string) (control.CheckRep
 }
 
 func (s *scenario) Events(context.Context) (<-chan control.Event, error) {
-	ch := make(chan control.Event, len(s.Happened))
-	for _, e := range s.Happened {
-		ch <- e
+	return sent(s.Happened), s.call("events")
+}
+
+func (s *scenario) Epochs(_ context.Context, domain string, last int, follow bool) (<-chan control.Epoch, error) {
+	return sent(s.Taken), s.call("epochs", domain, fmt.Sprint(last, follow))
+}
+
+// sent is a channel that brings vs and ends.
+func sent[T any](vs []T) <-chan T {
+	ch := make(chan T, len(vs))
+	for _, v := range vs {
+		ch <- v
 	}
 	close(ch)
-	return ch, s.call("events")
+	return ch
 }
 
 func (s *scenario) Version() control.Version {

@@ -26,33 +26,26 @@ nothing is changed.`,
 		"give the backup up, as if it were silent, once output has waited for this long; 0: output waits for as long as it takes")
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		asJSON, err := wantJSON(*output)
-		if err != nil {
-			return err
-		}
-		change, err := pacing.change()
-		if err != nil {
-			return err
-		}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		now, err := c.Set(cmd.Context(), control.SetRequest{Domain: args[0], PacingChange: change})
-		if err != nil {
-			return err
-		}
-		if asJSON {
-			return printJSON(a.out, now)
-		}
-		table(a.out, [][]cell{
-			{{text: "epoch min"}, {text: nanos(now.MinNs)}},
-			{{text: "epoch idle"}, {text: nanos(now.IdleNs)}},
-			{{text: "pause share"}, {text: share(now.PauseShareMax)}},
-			{{text: "held max"}, {text: heldMax(now.HeldMaxNs)}},
+		return a.ask(*output, func(c *control.Client, asJSON bool) error {
+			change, err := pacing.change()
+			if err != nil {
+				return err
+			}
+			now, err := c.Set(cmd.Context(), control.SetRequest{Domain: args[0], PacingChange: change})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.out, now)
+			}
+			table(a.out, [][]cell{
+				{{text: "epoch min"}, {text: nanos(now.MinNs)}},
+				{{text: "epoch idle"}, {text: nanos(now.IdleNs)}},
+				{{text: "pause share"}, {text: share(now.PauseShareMax)}},
+				{{text: "held max"}, {text: heldMax(now.HeldMaxNs)}},
+			})
+			return nil
 		})
-		return nil
 	}
 	return cmd
 }

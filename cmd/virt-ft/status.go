@@ -145,6 +145,36 @@ func (a *app) printStatus(domain string, list []control.Status) {
 	}
 }
 
+// phasesText says where the time of the pauses went.
+func phasesText(p control.Phases) string {
+	text := fmt.Sprintf("stop %s, gate %s, scan %s, copy %s", millis(p.StopMs), millis(p.GateMs), millis(p.ScanMs), millis(p.CopyMs))
+	if p.HoldMs > 0 {
+		text += ", held " + millis(p.HoldMs)
+	}
+	return text + ", device state " + millis(p.DeviceMs)
+}
+
+// shipText says how memory travels.
+func shipText(s *control.ShipStatus) string {
+	text := fmt.Sprintf("%d pages: %d zero, %d the same as before; %d connections, %s", s.Pages, s.ZeroPages, s.SamePages, s.Streams, dash(s.ZeroCopy))
+	if s.Packed {
+		text += fmt.Sprintf(", packed to %.0f%%", 100*s.PackRatio)
+	}
+	return text
+}
+
+// throttleText says what decides the pace.
+func throttleText(t control.ThrottleStatus) string {
+	text := t.Reason
+	if t.Share > 0 {
+		text = fmt.Sprintf("slowed down by %s: %s", share(t.Share), text)
+	}
+	if t.LinkBps > 0 {
+		text += fmt.Sprintf(" (writes %s/s, link %s/s)", byteCount(t.DirtyBps), byteCount(t.LinkBps))
+	}
+	return text
+}
+
 // diskText says in a line where a disk is, and what it cost to replicate it.
 func diskText(d control.DiskStatus) string {
 	text := fmt.Sprintf("%s, %s", d.Path, byteCount(float64(d.SizeBytes)))
@@ -243,8 +273,21 @@ func (a *app) printDetails(s control.Status) {
 		add("pacing", "", "%s", pacingText(s.Pacing))
 	}
 	add("pause", "", "p50 %s, p99 %s, last %s", millis(s.Pause.P50Ms), millis(s.Pause.P99Ms), millis(s.Pause.LastMs))
+	if p := s.Pause.Phases; p != (control.Phases{}) {
+		add("pause spent on", "", "%s", phasesText(p))
+	}
 	add("last epoch", "", "%d pages (%s)", s.DirtyPages, byteCount(float64(s.DirtyPages)*4096))
 	add("sent", "", "%s, now %s/s", byteCount(float64(s.BytesSent)), byteCount(s.RateBps))
+	if s.Ship != nil {
+		add("memory sent", "", "%s", shipText(s.Ship))
+	}
+	if t := s.Throttle; t.Reason != "" {
+		colour := ""
+		if t.Share > 0 {
+			colour = yellow
+		}
+		add("pace", colour, "%s", throttleText(t))
+	}
 	add("memory", "", "%s", byteCount(float64(s.MemoryBytes)))
 	for _, d := range s.Disks {
 		add("disk "+d.Name, "", "%s", diskText(d))

@@ -72,7 +72,16 @@ type Transport struct {
 	ServerKey  string `toml:"server_key"`
 	ClientCert string `toml:"client_cert"`
 	ClientKey  string `toml:"client_key"`
+	Streams    int    `toml:"streams"`  // connections that carry pages, for each guest; of two hosts the fewer count
+	Compress   string `toml:"compress"` // CompressAuto, CompressOn or CompressOff: pages, as long as the link is the bottleneck
 }
+
+// When pages are packed before they are sent.
+const (
+	CompressAuto = "auto" // while it is measured to be faster than to send them as they are
+	CompressOn   = "on"
+	CompressOff  = "off"
+)
 
 // Epoch bounds how often and for how long a guest is paused.
 type Epoch struct {
@@ -81,6 +90,8 @@ type Epoch struct {
 	PauseMax      time.Duration `toml:"pause_max"`       // a checkpoint that takes longer is given up and the guest resumed
 	PauseShareMax float64       `toml:"pause_share_max"` // of the guest's time, 0 to 1
 	InFlight      int           `toml:"in_flight"`       // epochs on their way to the backup at once
+	AckMax        time.Duration `toml:"ack_max"`         // a guest whose epochs take longer to be acknowledged is slowed down
+	ThrottleMax   float64       `toml:"throttle_max"`    // of the guest's time that slowing down may take, 0 to below 1; 0: never
 }
 
 // Output is about the frames that a guest sends, which are held until the backup
@@ -148,13 +159,17 @@ func Default() Config {
 			ServerKey:  "/etc/pki/libvirt/private/serverkey.pem",
 			ClientCert: "/etc/pki/libvirt/clientcert.pem",
 			ClientKey:  "/etc/pki/libvirt/private/clientkey.pem",
+			Streams:    2,
+			Compress:   CompressAuto,
 		},
 		Epoch: Epoch{
 			Min:           2 * time.Millisecond,
 			Idle:          100 * time.Millisecond,
 			PauseMax:      time.Second,
 			PauseShareMax: 0.2,
-			InFlight:      4,
+			InFlight:      16,
+			AckMax:        250 * time.Millisecond,
+			ThrottleMax:   0.5,
 		},
 		Output: Output{
 			QueueBytesMax:  64 << 20,

@@ -18,6 +18,9 @@ const (
 	pauseMaxCeiling    = 10 * time.Second
 	pauseShareCeiling  = 0.9
 	inFlightMax        = 64
+	ackMaxFloor        = 10 * time.Millisecond
+	throttleCeiling    = 0.95
+	streamsMax         = 8
 	heartbeatFloor     = 10 * time.Millisecond
 	heartbeatCeiling   = time.Minute
 	heartbeatsPerLimit = 3
@@ -103,6 +106,8 @@ func quoted(words []string) []string {
 
 func (t Transport) check(k *checker) {
 	k.oneOf("transport.mode", t.Mode, TransportTLS, TransportPlain)
+	k.require(t.Streams >= 1 && t.Streams <= streamsMax, "transport.streams", "%d is not between 1 and %d", t.Streams, streamsMax)
+	k.oneOf("transport.compress", t.Compress, CompressAuto, CompressOn, CompressOff)
 	if t.Mode == TransportPlain {
 		return
 	}
@@ -125,6 +130,9 @@ func (e Epoch) check(k *checker) {
 		"%v is not above 0 and at most %v", e.PauseShareMax, pauseShareCeiling)
 	k.require(e.InFlight >= 1 && e.InFlight <= inFlightMax, "epoch.in_flight",
 		"%d is not between 1 and %d", e.InFlight, inFlightMax)
+	k.require(e.AckMax >= ackMaxFloor, "epoch.ack_max", "%s is below %s: every guest would be slowed down", e.AckMax, ackMaxFloor)
+	k.require(e.ThrottleMax >= 0 && e.ThrottleMax <= throttleCeiling, "epoch.throttle_max",
+		"%v is not between 0 (never slow the guest down) and %v", e.ThrottleMax, throttleCeiling)
 }
 
 func (h Heartbeat) check(k *checker) {

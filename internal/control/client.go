@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"syscall"
 )
 
@@ -79,7 +80,7 @@ func (c *Client) Activate(ctx context.Context, domain string, force bool) error 
 // the daemon undo an initial sync under way, unless req.Detach is set.
 func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error {
 	done := false
-	err := c.stream(ctx, http.MethodPost, "protect", req, func(b []byte) error {
+	err := c.stream(ctx, http.MethodPost, "protect", nil, req, func(b []byte) error {
 		var line ProgressLine
 		if err := json.Unmarshal(b, &line); err != nil {
 			return err
@@ -103,20 +104,41 @@ func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(
 // Events calls emit for each event until ctx ends, which is not an error, emit
 // returns one, or the daemon ends the stream.
 func (c *Client) Events(ctx context.Context, emit func(Event) error) error {
-	err := c.stream(ctx, http.MethodGet, "events", nil, func(b []byte) error {
-		var e Event
-		if err := json.Unmarshal(b, &e); err != nil {
-			return err
-		}
-		return emit(e)
-	})
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case err != nil:
+	err := streamOf(ctx, c, "events", nil, emit)
+	if err != nil || ctx.Err() != nil {
 		return err
 	}
 	return Errorf(CodeUnavailable, "is the daemon running? systemctl status virt-ft", "the daemon ended the stream of events")
+}
+
+// Epochs calls emit for the last acknowledged checkpoints of a domain, the oldest
+// first: at most last, all that the daemon keeps when it is negative. With follow
+// it goes on with those to come until ctx ends, which is not an error, emit
+// returns one, or the protection ends.
+func (c *Client) Epochs(ctx context.Context, domain string, last int, follow bool, emit func(Epoch) error) error {
+	q := url.Values{"domain": {domain}}
+	if last >= 0 {
+		q.Set("last", strconv.Itoa(last))
+	}
+	if follow {
+		q.Set("follow", "1")
+	}
+	return streamOf(ctx, c, "epochs", q, emit)
+}
+
+// streamOf calls emit with each value of a stream until it ends, or ctx does.
+func streamOf[T any](ctx context.Context, c *Client, path string, query url.Values, emit func(T) error) error {
+	err := c.stream(ctx, http.MethodGet, path, query, nil, func(b []byte) error {
+		var v T
+		if err := json.Unmarshal(b, &v); err != nil {
+			return err
+		}
+		return emit(v)
+	})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, answer any) error {
@@ -136,8 +158,8 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 }
 
 // stream calls line with each line of the answer.
-func (c *Client) stream(ctx context.Context, method, path string, body any, line func([]byte) error) error {
-	resp, err := c.do(ctx, method, path, nil, body)
+func (c *Client) stream(ctx context.Context, method, path string, query url.Values, body any, line func([]byte) error) error {
+	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ type scripted struct {
 	protect func(ctx context.Context, req ProtectRequest, progress func(Status)) error
 	status  func(domain string) ([]Status, error)
 	events  chan Event
+	epochs  chan Epoch
 
 	mu    sync.Mutex
 	calls []string
@@ -54,7 +55,11 @@ func (s *scripted) Check(_ context.Context, domain, to string) (CheckReport, err
 	return CheckReport{DomainName: domain, HostName: to, Host: []Finding{{Item: "kernel", Level: LevelWarn}}}, nil
 }
 func (s *scripted) Events(context.Context) (<-chan Event, error) { return s.events, nil }
-func (s *scripted) Version() Version                             { return Version{Version: "v1"} }
+func (s *scripted) Epochs(_ context.Context, domain string, last int, follow bool) (<-chan Epoch, error) {
+	s.note("epochs %s %d %v", domain, last, follow)
+	return s.epochs, nil
+}
+func (s *scripted) Version() Version { return Version{Version: "v1"} }
 
 // serve runs a server for svc until the test ends and returns its client.
 func serve(t *testing.T, svc Service, log *slog.Logger) (*Client, *Server) {
@@ -287,6 +292,30 @@ func TestEvents(t *testing.T) {
 	close(svc.events)
 	if err := c.Events(t.Context(), func(Event) error { return nil }); !isCode(err, CodeUnavailable) {
 		t.Fatalf("ended stream: %v", err)
+	}
+}
+
+func TestEpochs(t *testing.T) {
+	svc := &scripted{epochs: make(chan Epoch, 2)}
+	c, _ := serve(t, svc, nil)
+	svc.epochs <- Epoch{Epoch: 7, Phases: Phases{StopMs: 1.5}}
+	svc.epochs <- Epoch{Epoch: 8}
+	close(svc.epochs)
+	var seen []Epoch
+	if err := c.Epochs(t.Context(), "web1", 20, true, func(e Epoch) error { seen = append(seen, e); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(seen) != 2 || seen[0].Epoch != 7 || seen[0].StopMs != 1.5 || seen[1].Epoch != 8 {
+		t.Errorf("got %+v", seen)
+	}
+	if err := c.Epochs(t.Context(), "web1", -1, false, func(Epoch) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Epochs(t.Context(), "", -1, false, func(Epoch) error { return nil }); !isCode(err, CodeInvalid) {
+		t.Errorf("no domain: %v", err)
+	}
+	if want := []string{"epochs web1 20 true", "epochs web1 -1 false"}; !reflect.DeepEqual(svc.calls, want) {
+		t.Errorf("asked for %q, want %q", svc.calls, want)
 	}
 }
 

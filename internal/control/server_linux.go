@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -51,6 +52,7 @@ func NewServer(svc Service, o ServerOptions) *Server {
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/check", s.check)
 	mux.HandleFunc("GET /v1/events", s.events)
+	mux.HandleFunc("GET /v1/epochs", s.epochs)
 	mux.HandleFunc("POST /v1/protect", s.protect)
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/activate", s.activate)
@@ -259,6 +261,28 @@ func offer(queue chan Status, st Status) {
 
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	events, err := s.svc.Events(r.Context())
+	streamAll(s, w, r, events, err)
+}
+
+func (s *Server) epochs(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	last, err := -1, error(nil)
+	if n := q.Get("last"); n != "" {
+		if last, err = strconv.Atoi(n); err != nil || last < 0 {
+			s.fail(w, r, Errorf(CodeInvalid, "", "last=%q is not a number of epochs", n))
+			return
+		}
+	}
+	if q.Get("domain") == "" {
+		s.fail(w, r, Errorf(CodeInvalid, "", "no domain named"))
+		return
+	}
+	epochs, err := s.svc.Epochs(r.Context(), q.Get("domain"), last, q.Get("follow") == "1")
+	streamAll(s, w, r, epochs, err)
+}
+
+// streamAll answers with what comes from c, one value a line, or with err.
+func streamAll[T any](s *Server, w http.ResponseWriter, r *http.Request, c <-chan T, err error) {
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -267,11 +291,11 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	out.start()
 	for {
 		select {
-		case e, ok := <-events:
+		case v, ok := <-c:
 			if !ok {
 				return
 			}
-			out.line(e)
+			out.line(v)
 		case <-r.Context().Done():
 			return
 		}

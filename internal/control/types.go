@@ -7,6 +7,9 @@
 //	GET  /v1/status?domain=D      []Status; all domains without D
 //	GET  /v1/check?domain=D&to=H  CheckReport; the host alone without D
 //	GET  /v1/events               one Event per line, until either side closes
+//	GET  /v1/epochs?domain=D&last=N&follow=1
+//	                              one Epoch per line: the last N (all that are kept
+//	                              without it), with follow also those to come
 //	POST /v1/protect              ProtectRequest; one ProgressLine per line
 //	POST /v1/unprotect            DomainRequest
 //	POST /v1/activate             DomainRequest
@@ -51,6 +54,11 @@ type Service interface {
 	// Events returns a stream of what happens from now on. The daemon closes
 	// it when ctx ends, when it stops, or when the reader is too slow.
 	Events(ctx context.Context) (<-chan Event, error)
+	// Epochs returns the last acknowledged checkpoints of a domain that this host
+	// is the primary of, the oldest first: at most last, all that are kept when it
+	// is negative. With follow those to come are sent too. The daemon closes the
+	// channel at the end, when ctx ends, or when the reader is too slow.
+	Epochs(ctx context.Context, domain string, last int, follow bool) (<-chan Epoch, error)
 	// Version tells what the daemon is.
 	Version() Version
 }
@@ -148,6 +156,10 @@ type Status struct {
 	EpochMs    float64     `json:"epoch_ms"` // between two checkpoints, recently
 	Pacing     Pacing      `json:"pacing"`   // in force; primary only
 	Pause      PauseStatus `json:"pause"`
+	// Throttle tells how the pace was found, and of a guest that is slowed down.
+	Throttle ThrottleStatus `json:"throttle"`
+	// Ship tells how memory travels; nil until there was a session.
+	Ship       *ShipStatus `json:"ship,omitempty"`
 	DirtyPages int         `json:"dirty_pages"` // of 4 KiB, in the last epoch
 	BytesSent  uint64      `json:"bytes_sent"`
 	RateBps    float64     `json:"rate_bps"` // bytes per second, recently
@@ -172,11 +184,67 @@ type EpochStatus struct {
 	Committed uint64 `json:"committed"` // applied to the standby
 }
 
-// PauseStatus says for how long checkpoints stopped the guest, recently.
+// PauseStatus says for how long checkpoints stopped the guest, recently, and
+// where that time went: medians, each of its own, so that they need not add up.
 type PauseStatus struct {
 	P50Ms  float64 `json:"p50_ms"`
 	P99Ms  float64 `json:"p99_ms"`
 	LastMs float64 `json:"last_ms"`
+	Phases Phases  `json:"phases"`
+}
+
+// Phases are the times of what is done while a guest stands still, in the order
+// in which it is done, in milliseconds. StopMs begins with the command, so that
+// the guest still runs for a part of it; it runs again at some point of DeviceMs.
+type Phases struct {
+	StopMs   float64 `json:"stop_ms"`   // monitor, vCPUs, disks
+	GateMs   float64 `json:"gate_ms"`   // cutting output and writes to disks
+	ScanMs   float64 `json:"scan_ms"`   // which pages were written
+	CopyMs   float64 `json:"copy_ms"`   // and their contents
+	HoldMs   float64 `json:"hold_ms"`   // on purpose: a guest that is slowed down
+	DeviceMs float64 `json:"device_ms"` // the rest of the device state, and the monitor's reply
+}
+
+// Epoch is one acknowledged checkpoint.
+type Epoch struct {
+	Epoch      uint64    `json:"epoch"`
+	Generation uint64    `json:"generation"`
+	At         time.Time `json:"at"`          // of its end on this host
+	IntervalMs float64   `json:"interval_ms"` // since the one before; 0 for the first
+	PausedMs   float64   `json:"paused_ms"`
+	Phases
+	LivePages   int     `json:"live_pages"`   // copied before the pause
+	PausePages  int     `json:"pause_pages"`  // copied in it
+	SentPages   uint64  `json:"sent_pages"`   // with or without contents
+	ZeroPages   uint64  `json:"zero_pages"`   // among them, sent without contents
+	SamePages   uint64  `json:"same_pages"`   // not sent: their content was what the backup has
+	DeviceBytes int     `json:"device_bytes"` // of device state
+	SentBytes   uint64  `json:"sent_bytes"`   // of memory, device state, output and disks
+	Packed      bool    `json:"packed"`       // memory was packed
+	ShipMs      float64 `json:"ship_ms"`      // from the pause until the last byte was handed to the kernel
+	AckMs       float64 `json:"ack_ms"`       // from the pause until the backup had it all
+}
+
+// ThrottleStatus is how the pace follows the guest and the link.
+type ThrottleStatus struct {
+	LinkBps  float64 `json:"link_bps"`         // bytes per second that the link was seen to carry; 0: unknown
+	DirtyBps float64 `json:"dirty_bps"`        // bytes per second that the guest was seen to write
+	Share    float64 `json:"share"`            // of its time that the guest is held so that the link keeps up
+	Reason   string  `json:"reason,omitempty"` // what decides the pace now
+}
+
+// ShipStatus is how memory travels to the backup. It counts since the session
+// began.
+type ShipStatus struct {
+	Streams       int     `json:"streams"`
+	ZeroCopy      string  `json:"zero_copy"` // "zero-copy", or why bytes are copied
+	ZeroCopyBytes uint64  `json:"zero_copy_bytes"`
+	SentBytes     uint64  `json:"sent_bytes"`
+	Pages         uint64  `json:"pages"`      // looked at
+	ZeroPages     uint64  `json:"zero_pages"` // of these: sent without contents
+	SamePages     uint64  `json:"same_pages"` // of these: not sent
+	Packed        bool    `json:"packed"`     // in the last epoch
+	PackRatio     float64 `json:"pack_ratio"` // packed size over size, recently; 0: not packed
 }
 
 // Modes of the gate before a guest's network.

@@ -36,10 +36,11 @@ type backup struct {
 	// Owned by the work goroutine.
 	setup   *replica.Setup
 	standby *virt.Standby
-	img     *image
+	img     *image // changed under imgMu, which readers of the first epoch hold while they write into it
 	device  []byte // device state of the last committed epoch
 	gate    *netgate.Gate
 
+	imgMu    sync.RWMutex
 	disks    atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
 	runsOn   atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
 	kept     *kept
@@ -115,10 +116,7 @@ func (b *backup) drainWork() {
 			if b.standby != nil && !b.active() {
 				b.destroyStandby() // nobody could feed it any more
 			}
-			if b.img != nil {
-				b.img.close()
-				b.img = nil
-			}
+			b.closeImage()
 			b.closeGate()
 			b.closeDisks()
 			b.dropStaged(0)

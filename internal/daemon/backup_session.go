@@ -7,9 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
-	"github.com/virt-ft/virt-ft/internal/vmstate"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
@@ -27,46 +25,17 @@ func (s *statMark) age() (time.Duration, bool) {
 	return time.Since(s.last), !s.last.IsZero()
 }
 
-// stagedEpoch is an epoch on its way: what arrived of it and is not applied.
-type stagedEpoch struct {
-	batches []stagedBatch
-	device  []byte
-	pages   uint64
-	bytes   uint64
-	outputs []replica.Packet
-
-	writes    uint64 // to disks
-	diskBytes int
-}
-
-// empty tells that nothing of the epoch arrived yet.
-func (s *stagedEpoch) empty() bool {
-	return s.pages == 0 && s.writes == 0 && s.device == nil && len(s.outputs) == 0
-}
-
-// staged is how many bytes of pages wait to be applied.
-func (s *stagedEpoch) staged() (n uint64) {
-	for _, x := range s.batches {
-		n += uint64(len(x.data))
-	}
-	return n
-}
-
-type stagedBatch struct {
-	runs []replica.Run
-	data []byte
-}
-
 // inbound is one session with the primary, seen from the backup.
 type inbound struct {
-	b      *backup
-	s      *replica.Session
-	ctx    context.Context
-	cancel context.CancelFunc
-	setup  *replica.Setup
-	beat   *replica.Monitor
-	ready  chan struct{} // closed, by begun, when the standby takes pages
-	begun  sync.Once
+	b       *backup
+	s       *replica.Session
+	ctx     context.Context
+	cancel  context.CancelFunc
+	setup   *replica.Setup
+	beat    *replica.Monitor
+	ready   chan struct{} // closed, by begun, when the standby takes pages
+	begun   sync.Once
+	staging *staging
 
 	generation uint64       // of the primary, as of Setup
 	disks      *backupDisks // nil: the guest has none; of the reader of the data connection
@@ -102,7 +71,7 @@ func (in *inbound) fail(err error) {
 
 // serve takes over a session that Admit let in. An older one ends first.
 func (b *backup) serve(s *replica.Session) {
-	in := &inbound{b: b, s: s, ready: make(chan struct{})}
+	in := &inbound{b: b, s: s, ready: make(chan struct{}), staging: newStaging()}
 	in.ctx, in.cancel = context.WithCancel(b.ctx)
 	var err error
 	in.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp {
@@ -239,158 +208,10 @@ func (in *inbound) begin(m *replica.Setup, gen uint64) error {
 	b.mu.Unlock()
 	b.later(func() { b.setup = m })
 	in.post(ftengine.SessionUp{Generation: ftengine.Generation(gen)})
-	in.spawn(func() { in.fail(in.readData()) })
+	for i, c := range in.s.Streams {
+		in.spawn(func() { in.fail(in.readData(i, c)) })
+	}
 	return nil
-}
-
-// readData stages epochs until the session ends, or what it brings counts no more.
-func (in *inbound) readData() error {
-	err := in.stageEpochs()
-	if in.dropped.Load() {
-		<-in.ctx.Done() // the rest of an epoch is no epoch
-		return in.ctx.Err()
-	}
-	return err
-}
-
-// stageEpochs stages what comes. The first epoch goes into the fresh standby's memory
-// as it comes, because it may be as large as the guest and nothing older is
-// there to be kept; the later ones wait until they are whole.
-func (in *inbound) stageEpochs() error {
-	select {
-	case <-in.ready:
-	case <-in.ctx.Done():
-		return in.ctx.Err()
-	}
-	if in.disks = in.b.disks.Load(); in.disks == nil && len(in.setup.Disks) > 0 {
-		return errNoSession // the images are closed again
-	}
-	next, cur := ftengine.Epoch(1), &stagedEpoch{}
-	for {
-		if cur.empty() {
-			if err := in.b.kept.waitRoom(in.ctx); err != nil {
-				return err
-			}
-		}
-		f, err := in.s.Data.RecvPages(in.ctx, in.b.d.pool.get)
-		if err != nil {
-			return err
-		}
-		if in.dropped.Load() {
-			return nil
-		}
-		if ftengine.Epoch(f.Epoch) != next {
-			return fmt.Errorf("a part of epoch %d while %d is open: %w", f.Epoch, next, replica.ErrMalformed)
-		}
-		switch m := f.Msg.(type) {
-		case *replica.Pages:
-			if err := in.stagePages(next, cur, m, f.Data); err != nil {
-				return err
-			}
-		case *replica.DiskWrites:
-			if err := in.stageDisk(next, cur, m, f.Data); err != nil {
-				return err
-			}
-		case *replica.Device:
-			if !vmstate.Complete(m.Blob) {
-				return fmt.Errorf("the device state of epoch %d is cut off: %w", next, replica.ErrMalformed)
-			}
-			cur.device = m.Blob
-		case *replica.Output:
-			cur.outputs = append(cur.outputs, m.Packets...)
-			if n, limit := len(cur.outputs), in.b.d.cfg.Output.QueueFramesMax+netgate.NICsMax; n > limit {
-				return fmt.Errorf("epoch %d has more than %d frames of output, which is output.queue_frames_max of this host: set it as on the primary", next, limit)
-			}
-		case *replica.EpochEnd:
-			if err := in.endEpoch(next, cur, m); err != nil {
-				return err
-			}
-			next, cur = next+1, &stagedEpoch{}
-		default:
-			return fmt.Errorf("%s on the data connection: %w", m.Type(), replica.ErrMalformed)
-		}
-	}
-}
-
-// endEpoch checks that all of an epoch arrived, and says so when it is safe.
-func (in *inbound) endEpoch(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.EpochEnd) error {
-	if cur.pages != m.Pages || cur.device == nil || uint64(len(cur.outputs)) != m.Packets || cur.writes != m.DiskWrites {
-		return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, %d writes to disks of %d, device state %v: %w", epoch,
-			cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.writes, m.DiskWrites, cur.device != nil, replica.ErrMalformed)
-	}
-	if err := in.endDisk(epoch); err != nil {
-		return err
-	}
-	b := in.b
-	b.stageMu.Lock()
-	b.stage[epoch] = cur
-	b.stageMu.Unlock()
-	b.kept.stage(epoch, cur.staged(), cur.outputs)
-	in.post(ftengine.Staged{Epoch: epoch})
-	return nil
-}
-
-func (in *inbound) stagePages(epoch ftengine.Epoch, cur *stagedEpoch, m *replica.Pages, data []byte) error {
-	if err := replica.CheckRuns(m.Runs, in.setup.Blocks); err != nil {
-		return err
-	}
-	cur.pages += m.Count()
-	cur.bytes += uint64(len(data))
-	if epoch == 1 {
-		return in.applyNow(stagedBatch{m.Runs, data})
-	}
-	if limit := in.stageMax(); cur.bytes > limit {
-		return fmt.Errorf("epoch %d is over %d bytes, which is all of the guest's memory twice", epoch, limit)
-	}
-	cur.batches = append(cur.batches, stagedBatch{m.Runs, data})
-	return nil
-}
-
-// stageMax bounds one staged epoch: a live pass and a final one may each hold
-// every page once.
-func (in *inbound) stageMax() uint64 {
-	var n uint64
-	for _, b := range in.setup.Blocks {
-		n += b.UsedBytes
-	}
-	return 2*n + replica.MaxPageData
-}
-
-// applyNow has the work goroutine write x, and waits for it.
-func (in *inbound) applyNow(x stagedBatch) error {
-	done := make(chan error, 1)
-	b := in.b
-	select {
-	case b.work <- func() { done <- b.applyInitial(in, x) }:
-	case <-in.ctx.Done():
-		return in.ctx.Err()
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-b.ctx.Done():
-		return b.ctx.Err()
-	}
-}
-
-// dropStaged forgets epochs after keep.
-func (b *backup) dropStaged(keep ftengine.Epoch) {
-	b.stageMu.Lock()
-	defer b.stageMu.Unlock()
-	for e, s := range b.stage {
-		if e > keep {
-			b.free(s)
-			delete(b.stage, e)
-		}
-	}
-}
-
-func (b *backup) free(s *stagedEpoch) {
-	b.kept.applied(s.staged())
-	for _, x := range s.batches {
-		b.d.pool.put(x.data)
-	}
-	s.batches = nil
 }
 
 // connected tells whether the primary is talking to us.

@@ -59,7 +59,8 @@ func (b *backup) makeStandby() {
 	}
 	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
-		b.standby, b.img = st, img
+		b.standby = st
+		b.setImage(img)
 		b.watchStandby(st)
 		err = b.openGate(st)
 	}
@@ -197,12 +198,41 @@ func (b *backup) destroyStandby() {
 		b.end(b.standby)
 		b.standby = nil
 	}
+	b.closeImage()
+	b.device = nil
+	b.closeDisks()
+}
+
+// replaceImage copies the memory to img, which is the memory from then on.
+func (b *backup) replaceImage(img *image) error {
+	b.imgMu.Lock()
+	defer b.imgMu.Unlock()
+	err := img.copyFrom(b.img)
+	if err == nil {
+		err = img.streamAll()
+	}
+	if err == nil {
+		b.img.close()
+		b.img = img
+	}
+	return err
+}
+
+// setImage makes img the memory that epochs are written into.
+func (b *backup) setImage(img *image) {
+	b.imgMu.Lock()
+	defer b.imgMu.Unlock()
+	b.img = img
+}
+
+// closeImage lets go of the memory when nobody writes into it.
+func (b *backup) closeImage() {
+	b.imgMu.Lock()
+	defer b.imgMu.Unlock()
 	if b.img != nil {
 		b.img.close()
 		b.img = nil
 	}
-	b.device = nil
-	b.closeDisks()
 }
 
 // remakeStandby replaces a standby whose QEMU died. Its memory did not: we
@@ -220,18 +250,13 @@ func (b *backup) remakeStandby() {
 	old.in = nil
 	st, img, err := b.newStandby(func() bool { return true }, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
-		err = img.copyFrom(old)
-		if err == nil {
-			err = img.streamAll()
-		}
-		if err != nil {
+		if err = b.replaceImage(img); err != nil {
 			img.close()
 			b.end(st)
 		}
 	}
 	if err == nil {
-		old.close()
-		b.standby, b.img = st, img
+		b.standby = st
 		b.watchStandby(st)
 		err = b.openGate(st)
 		b.log.Info("the standby was made again from the memory that was kept", "err", err)
@@ -258,17 +283,19 @@ func (b *backup) watchStandby(st *virt.Standby) {
 	})
 }
 
-// applyInitial writes a part of the first epoch.
-func (b *backup) applyInitial(in *inbound, x stagedBatch) error {
-	defer b.d.pool.put(x.data)
+// settleInitial does what is left to do for a part of the first epoch whose
+// contents are in the memory.
+func (b *backup) settleInitial(in *inbound, runs []replica.Run) error {
 	if in.ctx.Err() != nil {
 		return in.ctx.Err()
 	}
 	if b.img == nil {
-		return errors.New("the standby is gone")
+		return errStandbyGone
 	}
-	return b.img.apply(x.runs, x.data)
+	return b.img.placed(runs)
 }
+
+var errStandbyGone = errors.New("the standby is gone")
 
 // commit applies a staged epoch.
 func (b *backup) commit(epoch ftengine.Epoch) {
@@ -453,8 +480,7 @@ func (b *backup) tidyActive() {
 			clearStale(ctx, b.log, b.standby.Domain)
 		}
 		if b.img != nil {
-			b.img.close() // QEMU holds the memory itself
-			b.img = nil
+			b.closeImage() // QEMU holds the memory itself
 		}
 		b.closeGate()
 		b.keepDisks()

@@ -64,6 +64,41 @@ func (im *image) streamed() []vmstate.BlockSize {
 	return bs
 }
 
+// places returns where the contents of runs go in the guest's memory. runs were
+// checked against blocks.
+func (im *image) places(runs []replica.Run) [][]byte {
+	var ps [][]byte
+	for _, r := range runs {
+		if r.Flags&replica.RunZero != 0 {
+			continue
+		}
+		mem := im.side[r.Block]
+		if m := im.shared[r.Block]; m != nil {
+			mem = m.Bytes()
+		}
+		ps = append(ps, mem[r.Off:r.Off+uint64(r.Pages)*replica.PageSize])
+	}
+	return ps
+}
+
+// placed does what is left to do for runs whose contents are in their places.
+func (im *image) placed(runs []replica.Run) error {
+	for _, r := range runs {
+		n := uint64(r.Pages) * replica.PageSize
+		var err error
+		switch {
+		case r.Flags&replica.RunZero != 0:
+			err = im.write(int(r.Block), r.Off, n, nil)
+		case im.shared[r.Block] == nil && im.in != nil:
+			err = im.in.Pages(im.blocks[r.Block].Name, r.Off, im.side[r.Block][r.Off:r.Off+n])
+		}
+		if err != nil {
+			return fmt.Errorf("RAM block %s at %#x: %w", im.blocks[r.Block].Name, r.Off, err)
+		}
+	}
+	return nil
+}
+
 // apply writes the pages of one message. runs were checked against blocks.
 func (im *image) apply(runs []replica.Run, data []byte) error {
 	for _, r := range runs {

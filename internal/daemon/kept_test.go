@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -94,35 +93,5 @@ func TestKeptRoom(t *testing.T) {
 	k.applied(2 * stagedBytesMax)
 	if err := <-room; err != nil {
 		t.Error(err)
-	}
-}
-
-// In the long run pauses take their share and no more; after a quiet time some
-// come at once.
-func TestPauseBudget(t *testing.T) {
-	const share, pause = 0.2, 5 * time.Millisecond
-	var b pauseBudget
-	now := time.Now()
-	began, paused, atOnce := now, time.Duration(0), 0
-	for now.Sub(began) < 10*time.Second {
-		now = now.Add(pause)
-		paused += pause
-		run := b.spend(now, pause.Nanoseconds(), share)
-		if run == 0 && paused == time.Duration(atOnce+1)*pause {
-			atOnce++
-		}
-		now = now.Add(run)
-	}
-	if atOnce < 5 || atOnce > 20 {
-		t.Errorf("%d pauses of %v came at once", atOnce, pause)
-	}
-	if got := paused.Seconds() / now.Sub(began).Seconds(); got > share+0.01 || got < share-0.01 {
-		t.Errorf("pauses took %.3f of the time, their share is %.3f", got, share)
-	}
-	if run := b.spend(now.Add(time.Hour), pause.Nanoseconds(), share); run != 0 {
-		t.Errorf("after an hour without a pause the next has to wait for %v", run)
-	}
-	if run := b.spend(now.Add(time.Hour), time.Second.Nanoseconds(), share); run < 4*time.Second || run > 5*time.Second {
-		t.Errorf("a second's pause is followed by %v of running", run)
 	}
 }

@@ -2,11 +2,94 @@ package daemon
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/pace"
 )
+
+// pacer is when the next epoch begins, and how hard the guest is slowed down. Safe
+// for concurrent use.
+type pacer struct {
+	mu sync.Mutex
+	c  *pace.Controller
+}
+
+// newPacer follows p, within what the configuration says.
+func newPacer(e config.Epoch, p control.Pacing) *pacer { return &pacer{c: pace.New(paceLimits(e, p))} }
+
+func paceLimits(e config.Epoch, p control.Pacing) pace.Limits {
+	return pace.Limits{Min: time.Duration(p.MinNs), Idle: time.Duration(p.IdleNs), PauseShareMax: p.PauseShareMax,
+		AckMax: e.AckMax, ThrottleMax: e.ThrottleMax, HoldMax: e.PauseMax / 2}
+}
+
+func (p *pacer) set(l pace.Limits) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.SetLimits(l)
+}
+
+func (p *pacer) captured(at time.Time, e pace.Epoch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.Captured(at, e)
+}
+
+// shipped tells that the next epoch was handed to the kernel, which took so long.
+func (p *pacer) shipped(at time.Time, bytes int, busy time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.Shipped(at, bytes, busy)
+}
+
+// acked tells that the backup has the next epoch, so long after its pause began.
+func (p *pacer) acked(at time.Time, lag time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.Acked(at, lag)
+}
+
+// newSession forgets what was on its way.
+func (p *pacer) newSession() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.NewSession()
+}
+
+// begin tells that a checkpoint begins.
+func (p *pacer) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.c.Begin(time.Now())
+}
+
+func (p *pacer) next() (earliest, idle time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.c.Next(time.Now())
+}
+
+// linkBound tells that live passes would be in the way of what counts.
+func (p *pacer) linkBound() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.c.LinkBound(time.Now())
+}
+
+func (p *pacer) hold() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.c.Hold(time.Now())
+}
+
+func (p *pacer) report() control.ThrottleStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.c.Report()
+	return control.ThrottleStatus{LinkBps: r.LinkBps, DirtyBps: r.DirtyBps, Share: r.Throttle, Reason: r.Reason}
+}
 
 // pacingOf returns what the configuration says of how often, and for how long,
 // checkpoints may stop a guest.
@@ -54,6 +137,7 @@ func (p *primary) set(c control.PacingChange) (control.Pacing, error) {
 		return was, control.Errorf(control.CodeInternal, "is there space left?", "the change could not be kept: %w", err)
 	}
 	p.pacing.Store(&now)
+	p.pacer.set(paceLimits(p.d.cfg.Epoch, now))
 	p.log.Info("pacing", "min", time.Duration(now.MinNs), "idle", time.Duration(now.IdleNs), "pauseShareMax", now.PauseShareMax, "heldMax", time.Duration(now.HeldMaxNs))
 	return now, nil
 }

@@ -45,6 +45,9 @@ type primary struct {
 	gateTries int    // failures to put a gate before the guest; of capMu's holder
 	disks     *disks // of the session that the checkpoint is for; of capMu's holder
 
+	born     time.Time
+	pausedNs atomic.Int64 // after born, when the last pause began
+
 	mirrorTries atomic.Int32 // failures to mirror the guest's disks in a row
 
 	setupMu      sync.Mutex      // one session is set up at a time
@@ -54,9 +57,9 @@ type primary struct {
 	linkMu sync.Mutex
 	link   *link // the session with the backup, or nil
 
-	budget pauseBudget // of the one capture that is under way
-	stats  epochStats
-	sync   syncProgress
+	pacer *pacer
+	stats epochLog
+	sync  syncProgress
 }
 
 // newPrimary returns the runner of dom, which runs here as process pid. It
@@ -76,7 +79,8 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 		m.Pacing = pacingOf(d.cfg) // the marker is of an earlier version
 	}
 	p.pacing.Store(&m.Pacing)
-	p.stats.origin = time.Now()
+	p.pacer = newPacer(d.cfg.Epoch, m.Pacing)
+	p.born = time.Now()
 	p.out = newOutputs(p)
 	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
 	p.snapshot()

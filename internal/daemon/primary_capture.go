@@ -11,16 +11,13 @@ import (
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"github.com/virt-ft/virt-ft/internal/netgate"
+	"github.com/virt-ft/virt-ft/internal/pace"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
 const (
-	// livePassesMax bounds the passes of the initial sync before its pause.
-	livePassesMax = 12
-	// livePagesFew is a dirty set that needs no live pass before the pause.
-	livePagesFew = 512
 	// captureRetry is the pause before a capture session is opened again.
 	captureRetry = 500 * time.Millisecond
 	// captureTriesMax bounds how often, in a row, that is done while libvirtd
@@ -75,10 +72,13 @@ func (p *primary) sendSetup(l *link) {
 		Epochs:     replica.EpochConfig{MinNs: pacing.MinNs, IdleNs: pacing.IdleNs, InFlightMax: uint32(p.d.limits().InFlight)},
 		Durability: p.d.durability(), Disks: l.disks.Load().wire(p.diskPlaces())}
 	var total uint64
+	sizes := make([]uint64, 0, len(blocks))
 	for _, b := range blocks {
+		sizes = append(sizes, b.Used)
 		s.Blocks = append(s.Blocks, replica.Block{Name: b.Name, UsedBytes: b.Used})
 		total += b.Used
 	}
+	l.blocks.Store(&sizes)
 	p.sync.memory.Store(total)
 	for _, disk := range s.Disks {
 		total += disk.SizeBytes
@@ -147,19 +147,18 @@ func (p *primary) checkLayout() {
 // capture takes one checkpoint for l and hands it to the shipper. Whatever
 // happens, it posts Captured or CaptureFailed exactly once.
 func (p *primary) capture(l *link, a ftengine.Capture) {
-	start := time.Now()
 	if a.Initial && l != nil {
 		if err := p.copyDisks(l); err != nil {
-			p.captureFailed(l, a, start, err)
+			p.captureFailed(l, a, err)
 			return
 		}
 	}
 	told, err := p.captureTo(l, a)
 	if told || err == nil && l.post(ftengine.Captured{Epoch: a.Epoch}) {
-		p.pace(start)
+		p.pace()
 		return
 	}
-	p.captureFailed(l, a, start, err)
+	p.captureFailed(l, a, err)
 }
 
 // copyDisks copies the guest's disks before its memory: that takes long, and
@@ -180,7 +179,7 @@ func (p *primary) copyDisks(l *link) error {
 	return err
 }
 
-func (p *primary) captureFailed(l *link, a ftengine.Capture, start time.Time, err error) {
+func (p *primary) captureFailed(l *link, a ftengine.Capture, err error) {
 	// A QEMU that ended has lost our pipe too, but another session is of no
 	// use then: watchGuest tells.
 	fatal := (errors.Is(err, capture.ErrLostPipe) || errors.Is(err, errNoCapture)) && !errors.Is(err, capture.ErrGuestGone)
@@ -189,7 +188,7 @@ func (p *primary) captureFailed(l *link, a ftengine.Capture, start time.Time, er
 		p.setError(fmt.Errorf("epoch %d: %w", a.Epoch, err))
 	}
 	p.post(ftengine.CaptureFailed{Epoch: a.Epoch, Fatal: fatal})
-	p.pace(start)
+	p.pace()
 }
 
 var errNoCapture = errors.New("no capture session")
@@ -202,6 +201,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 	if p.cap == nil || l == nil {
 		return false, errNoCapture
 	}
+	p.pacer.begin()
 	pages, err := p.beforePause(l, a)
 	if err != nil {
 		return false, err
@@ -214,11 +214,11 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 	shipped := false
 	// Not l.ctx: a checkpoint that began is bounded by PauseMax and leaves
 	// the guest running; it is not to be cut short.
-	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx), func(b *capture.Batch) {
+	c, err := p.cap.Checkpoint(context.WithoutCancel(p.ctx), capture.CheckpointOptions{Hold: p.pacer.hold(), Early: func(b *capture.Batch) {
 		if !l.tryEnqueue(shipment{epoch: a.Epoch, batch: b}) {
 			late = b
 		}
-	}, func(device []byte) {
+	}, Whole: func(device []byte) {
 		if late == nil && p.disks.closed(&last) {
 			last.device, last.frames = device, p.out.sent()
 			if shipped = l.tryEnqueue(last); shipped {
@@ -226,7 +226,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 			}
 			told = shipped && l.post(ftengine.Captured{Epoch: a.Epoch})
 		}
-	})
+	}})
 	frames := p.out.ended(err == nil || shipped)
 	if late != nil {
 		if lerr := l.enqueue(shipment{epoch: a.Epoch, batch: late}); err == nil {
@@ -245,8 +245,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 		}
 		return told, err
 	}
-	pages += c.Phases.Pages
-	p.stats.add(c.Phases.PausedNs, pages)
+	p.captured(l, a.Epoch, pages, c.Phases)
 	if c.Batch != nil {
 		c.Batch.Free() // empty
 	}
@@ -259,12 +258,23 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 	return false, err
 }
 
+// captured notes a checkpoint, of which livePages were copied before the pause.
+func (p *primary) captured(l *link, k ftengine.Epoch, livePages int, ph capture.Phases) {
+	now := time.Now()
+	p.pacer.captured(now, pace.Epoch{Pause: time.Duration(ph.PausedNs), Hold: time.Duration(ph.HoldNs), Pages: livePages + ph.Pages, InPausePages: ph.Pages})
+	p.stats.captured(l, k, taken{generation: p.generation(), pausedAt: p.pausedAt(), endedAt: now, phases: ph, livePages: livePages})
+}
+
 // atPause closes what belongs to the epoch that ends. The guest stands still,
 // and capMu is held.
 func (p *primary) atPause() {
+	p.pausedNs.Store(int64(time.Since(p.born)))
 	p.out.atPause()
 	p.disks.atPause()
 }
+
+// pausedAt is when the last pause began.
+func (p *primary) pausedAt() time.Time { return p.born.Add(time.Duration(p.pausedNs.Load())) }
 
 // beforePause does what the guest need not be stopped for, and returns how many
 // pages it copied.
@@ -305,12 +315,8 @@ func (p *primary) noGate(l *link, err error) error {
 // livePasses copies dirty pages while the guest runs, so that few are left
 // for the pause. What it sends is part of the epoch that is still open.
 func (p *primary) livePasses(l *link, a ftengine.Capture) (total int, err error) {
-	passes := livePassesMax
-	if !a.Initial {
-		passes = 1
-		if p.lastDirty() < livePagesFew {
-			passes = 0
-		}
+	if !a.Initial && p.pacer.linkBound() {
+		return 0, nil
 	}
 	emit := func(b *capture.Batch) error {
 		if a.Initial {
@@ -319,33 +325,14 @@ func (p *primary) livePasses(l *link, a ftengine.Capture) (total int, err error)
 		}
 		return l.enqueue(shipment{epoch: a.Epoch, batch: b})
 	}
-	for range passes {
-		n, err := p.cap.Live(l.ctx, emit)
-		total += n
-		if err != nil {
-			return total, err
-		}
-		if n < livePagesFew {
-			break
-		}
-	}
-	return total, nil
-}
-
-func (p *primary) lastDirty() int {
-	p.stats.mu.Lock()
-	defer p.stats.mu.Unlock()
-	return p.stats.dirty
+	return p.cap.Converge(l.ctx, capture.PassesMax, emit)
 }
 
 // pace asks for the next epoch: as soon as the guest sends something, or when
 // the idle interval is over; never sooner than the shortest interval after the
 // start of this one, and not before the guest had its share of time.
-func (p *primary) pace(start time.Time) {
-	pacing := p.pacing.Load()
-	run := p.budget.spend(time.Now(), p.stats.bill(), pacing.PauseShareMax)
-	earliest := max(time.Until(start.Add(time.Duration(pacing.MinNs))), run)
-	idle := time.Until(start.Add(time.Duration(pacing.IdleNs)))
+func (p *primary) pace() {
+	earliest, idle := p.pacer.next()
 	p.async(func() {
 		p.out.waitPace(p.ctx, earliest, idle)
 		p.post(ftengine.PaceDue{})

@@ -8,6 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/virt-ft/virt-ft/internal/config"
+	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/lean"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
@@ -19,7 +22,12 @@ type link struct {
 	beat   *replica.Monitor
 	ctx    context.Context
 	cancel context.CancelFunc
-	ship   chan shipment // what the data connection has to send, in order
+	ship   chan shipment // what the data connections have to send, in order
+
+	packing *lean.Packing            // of the shipper
+	blocks  atomic.Pointer[[]uint64] // sizes of the guest's RAM blocks; set before the first batch
+	shipMu  sync.Mutex
+	ships   control.ShipStatus // without what the connections know
 
 	committed atomic.Uint64         // the last epoch that the backup said it applied
 	disks     atomic.Pointer[disks] // nil: the guest has none
@@ -157,7 +165,7 @@ func (p *primary) connect() {
 
 // adopt makes s the link and reads from it until it ends.
 func (p *primary) adopt(s *replica.Session) {
-	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax)}
+	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax), packing: lean.NewPacking(packMode(p.d.cfg))}
 	l.ctx, l.cancel = context.WithCancel(p.ctx)
 	var err error
 	l.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp { return replica.Stamp{Generation: p.generation()} }))
@@ -179,6 +187,7 @@ func (p *primary) adopt(s *replica.Session) {
 	p.mu.Lock()
 	p.mark.PeerName = s.Welcome.Host
 	p.mu.Unlock()
+	p.pacer.newSession()
 	p.async(func() { l.shipAll() })
 	p.async(func() { l.fail(l.beat.Run(l.ctx)) })
 	p.async(func() { l.fail(l.read()) })
@@ -218,7 +227,7 @@ func (l *link) read() error {
 			}
 			l.post(ftengine.StandbyReady{})
 		case *replica.Ack:
-			l.p.stats.acked()
+			l.acked(ftengine.Epoch(f.Epoch))
 			if l.p.fruitless.Swap(0) > 1 {
 				l.p.setError(nil)
 			}
@@ -246,5 +255,55 @@ func (p *primary) dial(ctx context.Context) (*replica.Session, error) {
 	d := replica.Dialer{Transport: p.d.transport(), HandshakeTimeout: dialTimeout}
 	gen := p.generation()
 	return d.Dial(ctx, p.peerAddr, p.id, gen, replica.Hello{Role: replica.RolePrimary, WantGeneration: gen, Domain: p.domain,
-		DomainName: p.name, Host: p.d.cfg.Host, Software: p.d.Version().Version})
+		DomainName: p.name, Host: p.d.cfg.Host, Software: p.d.Version().Version, Streams: uint8(p.d.cfg.Transport.Streams)})
+}
+
+// shipped notes that all of epoch k was handed to the kernel.
+func (l *link) shipped(k ftengine.Epoch, x shipped, did laneWork) {
+	l.shipMu.Lock()
+	t := &l.ships
+	t.SentBytes += x.bytes
+	t.Pages += x.pages + x.same
+	t.ZeroPages += x.zero
+	t.SamePages += x.same
+	if t.Packed = x.packed; t.Packed {
+		t.PackRatio = float64(did.bytes) / float64(did.raw)
+	}
+	l.shipMu.Unlock()
+	l.p.pacer.shipped(x.at, int(x.bytes), x.sending)
+	l.p.stats.shipped(l, k, x)
+}
+
+// acked notes that the backup has epoch k, perhaps before its checkpoint returned.
+func (l *link) acked(k ftengine.Epoch) {
+	now := time.Now()
+	began := l.p.stats.pausedAt(l, k)
+	if began.IsZero() {
+		began = l.p.pausedAt() // it has been paused, or there were nothing to send
+	}
+	l.p.pacer.acked(now, now.Sub(began))
+	l.p.stats.acknowledged(l, k, now)
+}
+
+// report is how memory travels.
+func (l *link) report() *control.ShipStatus {
+	l.shipMu.Lock()
+	t := l.ships
+	l.shipMu.Unlock()
+	t.Streams = len(l.s.Streams)
+	for _, c := range l.s.Streams {
+		st := c.StreamStats()
+		t.ZeroCopy = st.Mode
+		t.ZeroCopyBytes += st.ZeroCopyBytes
+	}
+	return &t
+}
+
+// packMode is what the configuration, which was checked, says of packing.
+func packMode(c config.Config) lean.Mode {
+	m, err := lean.ParseMode(c.Transport.Compress)
+	if err != nil {
+		return lean.Off
+	}
+	return m
 }

@@ -2,18 +2,17 @@ package daemon
 
 import (
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/diskrep"
-	"github.com/virt-ft/virt-ft/internal/guestram"
+	"github.com/virt-ft/virt-ft/internal/lean"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
-// shipment is one thing that the data connection has to send: a batch of
+// shipment is one thing that the data connections have to send: a batch of
 // pages, writes to disks, or (last) the device state that ends an epoch, and
 // what the guest sent in it.
 type shipment struct {
@@ -63,7 +62,7 @@ func (l *link) tryEnqueue(s shipment) bool {
 
 // shipAll sends what is queued until the link ends, then frees the rest.
 func (l *link) shipAll() {
-	sh := shipper{link: l}
+	sh := newShipper(l)
 	for {
 		select {
 		case s := <-l.ship:
@@ -76,6 +75,7 @@ func (l *link) shipAll() {
 				case s := <-l.ship:
 					s.free()
 				default:
+					sh.close()
 					return
 				}
 			}
@@ -83,23 +83,81 @@ func (l *link) shipAll() {
 	}
 }
 
-// shipper sends epochs over the data connection; one goroutine owns it.
+// spreadBytesMin is the size of the first batch of an epoch from which the epoch
+// is spread over all streams: a smaller one is there sooner on one.
+const spreadBytesMin = 1 << 20
+
+// shipped is what became of an epoch.
+type shipped struct {
+	pages  uint64 // sent, with or without contents
+	zero   uint64 // of these, without
+	same   uint64 // not sent
+	bytes  uint64
+	packed bool
+	at     time.Time // the last of it was handed to the kernel
+
+	sending time.Duration // took, of the stream that was the last
+}
+
+// shipper sends epochs over the data connections; one goroutine owns it.
+//
+//	batch ── which pages are zero, or what the backup has ── region ──▶ lane 0: this goroutine, stream 0
+//	                                                         └────────▶ lane i: a goroutine, stream i
 type shipper struct {
-	link  *link
-	pages uint64 // sent since the last end of an epoch
-	runs  []replica.Run
-	data  [][]byte
-	disk  []replica.DiskRun
+	link   *link
+	lanes  []*lane // of each stream
+	filter *lean.Filter
+
+	// Of the epoch that is being sent.
+	open   bool
+	spread bool // over all streams
+	now    shipped
+	seen   laneWork // by the first lane, before the batch that is sent now
+
+	disk []replica.DiskRun // scratch
+	data [][]byte
+}
+
+func newShipper(l *link) *shipper {
+	s := &shipper{link: l}
+	for i, c := range l.s.Streams {
+		s.lanes = append(s.lanes, newLane(l, c, i))
+	}
+	return s
+}
+
+// close lets go of what is not sent. The link is over.
+func (s *shipper) close() {
+	for _, n := range s.lanes {
+		n.close()
+	}
+	if s.filter != nil {
+		_ = s.filter.Close() // only address space
+	}
 }
 
 func (s *shipper) send(x shipment) error {
-	st := replica.Stamp{Generation: s.link.p.generation(), Epoch: uint64(x.epoch)}
-	if x.batch != nil {
-		return s.sendBatch(st, x.batch)
+	if !s.open {
+		s.begin(x)
 	}
-	if x.disk != nil {
+	st := replica.Stamp{Generation: s.link.p.generation(), Epoch: uint64(x.epoch)}
+	switch {
+	case x.batch != nil:
+		return s.sendBatch(st, x.batch)
+	case x.disk != nil:
 		return s.sendDisk(st, x.disk)
 	}
+	return s.end(st, &x)
+}
+
+// begin opens an epoch with the first that is sent of it.
+func (s *shipper) begin(x shipment) {
+	s.open, s.now = true, shipped{}
+	s.spread = x.initial || x.batch != nil && len(x.batch.Data) >= spreadBytesMin
+}
+
+// end sends what ends an epoch.
+func (s *shipper) end(st replica.Stamp, x *shipment) error {
 	l := s.link
 	if err := l.s.Data.Send(l.ctx, st, &replica.Device{Blob: x.device}); err != nil {
 		return err
@@ -108,16 +166,35 @@ func (s *shipper) send(x shipment) error {
 	if err != nil {
 		return err
 	}
-	if err := l.allWritten(&x); err != nil {
+	if err := l.allWritten(x); err != nil {
 		return err
 	}
-	end := &replica.EpochEnd{Pages: s.pages, Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano()}
+	end := &replica.EpochEnd{Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano()}
 	if x.initial {
 		end.Flags |= replica.EpochInitial
 	}
-	s.pages = 0
-	l.p.stats.sent(len(x.device) + sent)
-	return l.s.Data.Send(l.ctx, st, end)
+	var did laneWork
+	for i, n := range s.lanes {
+		w, err := n.end(st, i > 0)
+		if err != nil {
+			return err
+		}
+		did.add(w)
+		if i > 0 && w.pages > 0 {
+			end.Streams |= 1 << i
+		}
+	}
+	end.Pages = did.pages
+	if err := l.s.Data.Send(l.ctx, st, end); err != nil {
+		return err
+	}
+	s.open = false
+	s.now.pages, s.now.packed = did.pages, did.packed > 0
+	s.now.bytes += did.bytes + uint64(len(x.device)+sent)
+	s.now.at, s.now.sending = time.Now(), did.sending
+	s.seen = laneWork{}
+	l.shipped(ftengine.Epoch(st.Epoch), s.now, did)
+	return nil
 }
 
 // allWritten waits for the word that no write to a disk was missed in the epoch.
@@ -142,18 +219,16 @@ func (l *link) allWritten(s *shipment) error {
 // sendDisk sends writes to disks, in their order.
 func (s *shipper) sendDisk(st replica.Stamp, ws []diskrep.Write) error {
 	s.disk, s.data = s.disk[:0], s.data[:0]
-	bytes := 0
 	for _, w := range ws {
 		run := replica.DiskRun{Disk: uint16(w.Disk), Bytes: uint32(w.Len), Off: uint64(w.Off)}
 		if w.Data == nil {
 			run.Flags = replica.DiskZero
 		} else {
 			s.data = append(s.data, w.Data)
-			bytes += len(w.Data)
+			s.now.bytes += uint64(len(w.Data))
 		}
 		s.disk = append(s.disk, run)
 	}
-	s.link.p.stats.sent(bytes)
 	return s.link.s.Data.SendDiskWrites(s.link.ctx, st, s.disk, s.data, func(error) {
 		for i := range ws {
 			ws[i].Free()
@@ -195,73 +270,48 @@ func framesOf(ps []replica.Packet) []netgate.Frame {
 	return frames
 }
 
-// sendBatch finds the zero pages of b, which travel without contents, and
-// sends it in messages that the protocol allows.
+// sendBatch finds the pages of b that need not travel, and hands the others to
+// the lanes. It owns b.
 func (s *shipper) sendBatch(st replica.Stamp, b *capture.Batch) error {
-	s.cut(b)
-	var out atomic.Int32 // messages on their way, and one for us
-	out.Store(1)
-	free := func(error) {
-		if out.Add(-1) == 0 {
-			b.Free()
+	l, u := s.link, newUses(b)
+	defer u.done()
+	filter, err := s.filterOf()
+	if err != nil {
+		return err
+	}
+	streams := 1
+	if s.spread {
+		streams = len(s.lanes)
+	}
+	for x := range lean.Split(b.Ranges, b.Data, filter, replica.RegionBytes) {
+		s.lanes[replica.StreamOf(x.Block, x.Off, streams)].take(x)
+		switch x.Kind {
+		case lean.Zero:
+			s.now.zero += uint64(x.Pages)
+		case lean.Same:
+			s.now.same += uint64(x.Pages)
 		}
 	}
-	defer free(nil)
-	for runs, data := s.runs, s.data; len(runs) > 0; {
-		r, d, bytes := fit(runs, data)
-		for i := range runs[:r] {
-			s.pages += uint64(runs[i].Pages)
-		}
-		s.link.p.stats.sent(bytes)
-		out.Add(1)
-		if err := s.link.s.Data.SendPages(s.link.ctx, st, runs[:r], data[:d], free); err != nil {
+	pack := l.packing.Pack()
+	for i := len(s.lanes) - 1; i >= 0; i-- { // the first, which this goroutine sends, last
+		if err := s.lanes[i].flush(st, u, pack, i > 0); err != nil {
 			return err
 		}
-		runs, data = runs[r:], data[d:]
 	}
+	// What the first stream carries tells of the others, too.
+	first := s.lanes[0].did
+	l.packing.Observe(first.since(s.seen).sample(pack))
+	s.seen = first
 	return nil
 }
 
-// fit is how many of runs, with how many of data and bytes, make one message.
-func fit(runs []replica.Run, data [][]byte) (r, d, bytes int) {
-	for ; r < len(runs) && r < replica.MaxRuns; r++ {
-		if runs[r].Flags&replica.RunZero != 0 {
-			continue
-		}
-		if bytes+len(data[d]) > replica.MaxPageData {
-			return r, d, bytes
-		}
-		bytes += len(data[d])
-		d++
+// filterOf makes the filter when it is needed first: the link knows the guest's
+// memory by then.
+func (s *shipper) filterOf() (*lean.Filter, error) {
+	if s.filter != nil {
+		return s.filter, nil
 	}
-	return r, d, bytes
-}
-
-// cut splits the ranges of b into runs of zero and of other pages.
-func (s *shipper) cut(b *capture.Batch) {
-	s.runs, s.data = s.runs[:0], s.data[:0]
-	rest := b.Data
-	for _, r := range b.Ranges {
-		s.cutRange(r, rest[:r.Bytes()])
-		rest = rest[r.Bytes():]
-	}
-}
-
-func (s *shipper) cutRange(r guestram.Range, mem []byte) {
-	const page = replica.PageSize
-	for i := 0; i < len(mem); {
-		zero := guestram.IsZero(mem[i : i+page])
-		j := i + page
-		for j < len(mem) && guestram.IsZero(mem[j:j+page]) == zero && (zero || j-i < replica.MaxPageData) {
-			j += page
-		}
-		run := replica.Run{Block: r.Block, Pages: uint32((j - i) / page), Off: r.Off + uint64(i)}
-		if zero {
-			run.Flags = replica.RunZero
-		} else {
-			s.data = append(s.data, mem[i:j])
-		}
-		s.runs = append(s.runs, run)
-		i = j
-	}
+	var err error
+	s.filter, err = lean.NewFilter(*s.link.blocks.Load())
+	return s.filter, err
 }

@@ -112,24 +112,19 @@ func (b *base) peerName() string {
 
 // report is what status shows of the primary.
 func (p *primary) report() control.Status {
-	p50, p99, last := p.stats.percentiles()
-	p.stats.mu.Lock()
-	dirty, bytes, acked, rate := p.stats.dirty, p.stats.bytes, p.stats.last, p.stats.rate()
-	p.stats.mu.Unlock()
 	p.mu.Lock()
 	s := p.status
 	s.Warnings = append([]string(nil), s.Warnings...)
 	p.mu.Unlock()
-	p.withLink(func(l *link) { s.Epoch.Committed = l.committed.Load() })
-	s.EpochMs = ms(p.stats.interval())
+	p.withLink(func(l *link) {
+		s.Epoch.Committed = l.committed.Load()
+		s.Ship = l.report()
+	})
+	p.stats.report(&s)
+	s.Throttle = p.pacer.report()
 	s.Pacing = *p.pacing.Load()
 	p.out.report(&s)
 	p.reportDisks(&s)
-	s.Pause = control.PauseStatus{P50Ms: ms(time.Duration(p50)), P99Ms: ms(time.Duration(p99)), LastMs: ms(time.Duration(last))}
-	s.DirtyPages, s.BytesSent, s.RateBps = dirty, bytes, rate
-	if !acked.IsZero() {
-		s.LastCommitAgeMs = ms(time.Since(acked))
-	}
 	s.MemoryBytes = p.sync.memory.Load()
 	if s.State == control.StateSyncing {
 		s.Sync = p.sync.report(time.Now())

@@ -320,3 +320,17 @@ func (d *Daemon) Status(ctx context.Context, domain string) ([]control.Status, e
 func (d *Daemon) Events(ctx context.Context) (<-chan control.Event, error) {
 	return d.hub.subscribe(ctx), nil
 }
+
+// Epochs implements control.Service.
+func (d *Daemon) Epochs(ctx context.Context, domain string, last int, follow bool) (<-chan control.Epoch, error) {
+	p, b := d.find(domain)
+	switch {
+	case p != nil:
+		ctx, cancel := context.WithCancel(ctx)
+		context.AfterFunc(p.ctx, cancel)
+		return p.stats.follow(ctx, last, follow), nil
+	case b != nil:
+		return nil, control.Errorf(control.CodeConflict, "run virt-ft epochs on host "+b.peerName(), "this host stands by for %s", b.name)
+	}
+	return nil, d.notProtected(ctx, domain)
+}

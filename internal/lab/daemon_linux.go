@@ -21,7 +21,7 @@ const (
 // InstallDaemons gives both hosts the virt-ft program binary, each with a
 // configuration that names the other as a peer: plain transport, the file
 // arbiter on the shared directory, and what extra (TOML, may be empty) adds at
-// the top level. Start them with h.Daemon.Start.
+// the top level: keys of transport with their table's name before them. Start them with h.Daemon.Start.
 func (l *Lab) InstallDaemons(binary, extra string) error {
 	program, err := os.ReadFile(binary)
 	if err != nil {
@@ -53,9 +53,8 @@ func (l *Lab) InstallDaemons(binary, extra string) error {
 func (h *Host) Configure(extra string) error {
 	peer := h.lab.Peer(h)
 	text := fmt.Sprintf(`host = %q
+transport.mode = "plain"
 %s
-[transport]
-mode = "plain"
 [arbiter]
 kind = "file"
 dir = %q
@@ -110,6 +109,17 @@ type Protection struct {
 		P50Ms float64 `json:"p50_ms"`
 		P99Ms float64 `json:"p99_ms"`
 	} `json:"pause"`
+	Ship struct {
+		Streams   int    `json:"streams"`
+		Pages     uint64 `json:"pages"`
+		ZeroPages uint64 `json:"zero_pages"`
+		SamePages uint64 `json:"same_pages"`
+		Packed    bool   `json:"packed"`
+	} `json:"ship"`
+	Throttle struct {
+		Share  float64 `json:"share"`
+		Reason string  `json:"reason"`
+	} `json:"throttle"`
 	DirtyPages int     `json:"dirty_pages"`
 	BytesSent  uint64  `json:"bytes_sent"`
 	RateBps    float64 `json:"rate_bps"`

@@ -24,6 +24,10 @@ type Options struct {
 	// /var/lib, /var/log or /var/cache.
 	Dir string
 	Log *slog.Logger // nil: discard
+	// Migration makes each libvirtd take calls, without asking who is there,
+	// from the other host over the replication network, as
+	// "virsh migrate DOMAIN qemu+tcp://host-b/system" needs it.
+	Migration bool
 }
 
 // Lab is two hosts and the switch between them.
@@ -32,6 +36,7 @@ type Lab struct {
 	Dir  string
 
 	log     *slog.Logger
+	listen  bool // libvirtds do, see Options.Migration
 	net     *network
 	spawn   *spawner
 	ownDir  bool
@@ -55,7 +60,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := checkMachine(); err != nil {
 		return nil, err
 	}
-	l := &Lab{log: o.Log}
+	l := &Lab{log: o.Log, listen: o.Migration}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}
@@ -202,14 +207,19 @@ func (l *Lab) Close() {
 // stay up.
 func (l *Lab) CutReplication() error { return l.cutReplication(true) }
 
-// HealReplication undoes CutReplication and DeafenReplication.
+// HealReplication undoes CutReplication, DeafenReplication and SlowReplication.
 func (l *Lab) HealReplication() error {
-	return errors.Join(l.cutReplication(false), l.net.setDeaf("r-"+l.A.Name, false), l.net.setDeaf("r-"+l.B.Name, false))
+	return errors.Join(l.cutReplication(false), l.net.setShape("r-"+l.A.Name, nil), l.net.setShape("r-"+l.B.Name, nil))
+}
+
+// SlowReplication lets no more than that many bytes per second through to h.
+func (l *Lab) SlowReplication(h *Host, rate uint64) error {
+	return l.net.setShape("r-"+h.Name, slow(rate))
 }
 
 // DeafenReplication makes frames of the other host to h vanish, as a broken
 // fibre of a pair does; what h sends still arrives.
-func (l *Lab) DeafenReplication(h *Host) error { return l.net.setDeaf("r-"+h.Name, true) }
+func (l *Lab) DeafenReplication(h *Host) error { return l.net.setShape("r-"+h.Name, deaf()) }
 
 func (l *Lab) cutReplication(cut bool) error {
 	return errors.Join(l.net.setCut("r-"+l.A.Name, replBridge, cut), l.net.setCut("r-"+l.B.Name, replBridge, cut))

@@ -34,19 +34,35 @@ auth_unix_rw = "none"
 host_uuid = "%s"
 `
 
+// listenConf opens a port on the replication network, which exists only within
+// the lab, see Options.Migration.
+const listenConf = `listen_tls = 0
+listen_tcp = 1
+listen_addr = "%s"
+auth_tcp = "none"
+`
+
 // files is what the host's first process writes over the machine's files.
 func (h *Host) files() map[string]string {
+	libvirtd := fmt.Sprintf(libvirtdConf, h.side.uuid)
+	if h.lab.listen {
+		libvirtd += fmt.Sprintf(listenConf, h.Repl)
+	}
 	hosts := fmt.Sprintf("127.0.0.1 localhost\n%s host-a\n%s host-b\n", ReplicationA, ReplicationB)
 	return map[string]string{
 		"/etc/libvirt/qemu.conf":     qemuConf,
-		"/etc/libvirt/libvirtd.conf": fmt.Sprintf(libvirtdConf, h.side.uuid),
+		"/etc/libvirt/libvirtd.conf": libvirtd,
 		"/etc/hosts":                 hosts,
 		"/etc/machine-id":            strings.ReplaceAll(h.side.uuid, "-", "") + "\n",
 	}
 }
 
 func (h *Host) newLibvirtd() *Service {
-	return &Service{host: h, name: "libvirtd", argv: []string{libvirtdPath}, ready: func(ctx context.Context) error {
+	argv := []string{libvirtdPath}
+	if h.lab.listen {
+		argv = append(argv, "--listen")
+	}
+	return &Service{host: h, name: "libvirtd", argv: argv, ready: func(ctx context.Context) error {
 		socket, err := h.Root("/run/libvirt/libvirt-sock")
 		if err != nil {
 			return err

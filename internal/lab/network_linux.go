@@ -183,19 +183,38 @@ func (n *network) setCut(port, bridge string, cut bool) error {
 	return nil
 }
 
-// setDeaf makes all that a port sends towards its host vanish, or undoes it. A
-// shaper does it that has room for a single byte: no frame ever fits.
-func (n *network) setDeaf(port string, deaf bool) error {
+// shape is how fast, in bytes per second, a port sends towards its host, how much
+// it sends at once, as the time in the kernel's units that this takes at that
+// rate, and how many bytes may wait.
+type shape struct {
+	rate         uint64
+	burst, queue uint32
+}
+
+// deaf has room for a single byte: no frame ever fits.
+func deaf() *shape { return &shape{rate: 1000, burst: 1 << 20, queue: 1} }
+
+// slowBurst is what a slow link sends at once: more than a frame that the cards
+// cut up may have.
+const slowBurst = 256 << 10
+
+// slow is a link of that many bytes per second, with buffers for 50 ms.
+func slow(rate uint64) *shape {
+	return &shape{rate: rate, burst: netlink.Xmittime(rate, slowBurst), queue: uint32(rate/20) + slowBurst}
+}
+
+// setShape gives a port a shape; without one all goes through again.
+func (n *network) setShape(port string, to *shape) error {
 	link, err := n.nl.LinkByName(port)
-	if _, gone := err.(netlink.LinkNotFoundError); gone && !deaf {
+	if _, gone := err.(netlink.LinkNotFoundError); gone && to == nil {
 		return nil // and the shaper went with it
 	}
 	if err == nil {
 		shaper := &netlink.Tbf{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xf7, 0), Parent: netlink.HANDLE_ROOT},
-			Rate:       1000, Limit: 1, Buffer: 1 << 20,
 		}
-		if deaf {
+		if to != nil {
+			shaper.Rate, shaper.Buffer, shaper.Limit = to.rate, to.burst, to.queue
 			err = n.nl.QdiscReplace(shaper)
 		} else if err = n.nl.QdiscDel(shaper); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			err = nil // there is none

@@ -18,18 +18,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // chaos is one run.
@@ -80,14 +78,13 @@ func main() {
 	if c.seed == 0 {
 		c.seed = uint64(time.Now().UnixNano())
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if !c.main(ctx) {
-		os.Exit(1)
-	}
+	ctx, stop := tool.Context(0)
+	ok := c.main(ctx)
+	stop()
+	tool.End("chaos", c.report, ok)
 }
 
-// main runs it all and prints the closing line. It tells whether all is well.
+// main runs it all and fills the closing line. It tells whether all is well.
 func (c *chaos) main(ctx context.Context) bool {
 	began := time.Now()
 	err := c.run(ctx)
@@ -100,11 +97,6 @@ func (c *chaos) main(ctx context.Context) bool {
 	if err != nil || r.lost() {
 		r.Chaos = "failed"
 	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // plain fields always marshal
-	}
-	fmt.Println(string(line))
 	return r.Chaos == "ok"
 }
 
@@ -221,4 +213,4 @@ func (c *chaos) showLogs(ctx context.Context) {
 	}
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "chaos: "+format+"\n", args...) }
+func say(format string, args ...any) { tool.Say("chaos", format, args...) }

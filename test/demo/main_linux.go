@@ -8,18 +8,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"syscall"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // result is the closing line.
@@ -75,25 +74,16 @@ func main() {
 	flag.StringVar(&d.binary, "virt-ft", "build/virt-ft", "the program to show")
 	limit := flag.Duration("timeout", 5*time.Minute, "give up after")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if !d.hold {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, *limit)
-		defer cancel()
+	if d.hold {
+		*limit = 0
 	}
+	ctx, stop := tool.Context(*limit)
 	d.result.Demo = "ok"
 	if err := d.run(ctx); err != nil {
 		d.result.Demo, d.result.Error = "failed", err.Error()
 	}
-	line, err := json.Marshal(d.result)
-	if err != nil {
-		panic(err) // plain fields always marshal
-	}
-	fmt.Println(string(line))
-	if d.result.Error != "" {
-		os.Exit(1)
-	}
+	stop()
+	tool.End("demo", d.result, d.result.Error == "")
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -287,4 +277,4 @@ func (d *demo) showLogs() {
 	}
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "demo: "+format+"\n", args...) }
+func say(format string, args ...any) { tool.Say("demo", format, args...) }

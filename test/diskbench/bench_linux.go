@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // bench is a lab with a guest on host A.
@@ -147,13 +148,13 @@ func (b *bench) command(ctx context.Context, seconds int) (s sample, err error) 
 	if err != nil {
 		return s, err
 	}
-	s.Stretch = round3(time.Since(began).Seconds() / float64(2*seconds))
+	s.Stretch = tool.Round3(time.Since(began).Seconds() / float64(2*seconds))
 	for key, to := range map[string]*float64{"p50_us": &s.P50Us, "p99_us": &s.P99Us, "mean_us": &s.MeanUs, "mb_per_s": &s.MBps} {
 		v, ok := a[key].(float64)
 		if !ok || v <= 0 {
 			return s, fmt.Errorf("the guest's answer has no %s: %v", key, a)
 		}
-		*to = round3(v)
+		*to = tool.Round3(v)
 	}
 	writes, _ := a["writes"].(float64)
 	s.Writes = int(writes)

@@ -20,23 +20,21 @@
 // Then another guest with a larger disk, half of it data, is protected twice:
 // to a fresh image, and to the one that is left from that.
 //
-// The last line of output is JSON. Ctrl-C ends it cleanly at any moment.
+// The last line of output is JSON (test/tool). Ctrl-C ends it cleanly at any moment.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // Limits of the flags.
@@ -66,25 +64,14 @@ func main() {
 	maybeSink()
 	o, err := parseOptions()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "diskbench:", err)
-		os.Exit(2)
+		tool.Usage("diskbench", err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	r := result{Disk: "ok", Seconds: o.seconds, DiskMiB: o.diskMiB}
-	if err := run(ctx, o, &r); err != nil {
-		r.Disk, r.Error = "failed", err.Error()
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // plain fields always marshal
-	}
-	fmt.Println(string(line))
-	if r.Error != "" {
-		os.Exit(1)
-	}
+	tool.Main("diskbench", func() time.Duration { return o.timeout }, func(ctx context.Context, r *tool.Result) error {
+		d := &result{Seconds: o.seconds, DiskMiB: o.diskMiB}
+		err := run(ctx, o, d)
+		d.report(r)
+		return err
+	})
 }
 
 func parseOptions() (options, error) {
@@ -155,4 +142,4 @@ func run(ctx context.Context, o options, r *result) error {
 	return err
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "diskbench: "+format+"\n", args...) }
+func say(format string, args ...any) { tool.Say("diskbench", format, args...) }

@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"math"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // sample is one benchmark in one mode. Times are the guest's own.
@@ -35,44 +35,31 @@ type summary struct {
 	ThroughputRatio  float64 `json:"throughput_ratio"`
 }
 
-// result is the closing line. The figures at its top are those of a guest that
-// is protected as by default: durability "memory".
+// result is what was measured so far.
 type result struct {
-	Disk    string `json:"disk"`
-	Rounds  int    `json:"rounds"`
-	Seconds int    `json:"seconds"`
-	DiskMiB int    `json:"disk_mib"`
-
-	LatencyRatioP50 float64 `json:"latency_ratio_p50"`
-	LatencyRatioP99 float64 `json:"latency_ratio_p99"`
-	ThroughputRatio float64 `json:"throughput_ratio"`
-
-	FsyncLatencyRatioP50  float64 `json:"fsync_latency_ratio_p50"`
-	FsyncThroughputRatio  float64 `json:"fsync_throughput_ratio"`
-	MirrorLatencyRatioP50 float64 `json:"mirror_latency_ratio_p50"` // of the null mirror
-	MirrorThroughputRatio float64 `json:"mirror_throughput_ratio"`
-
-	Modes []summary `json:"modes"`
-	Sync  *copies   `json:"sync,omitempty"`
-	Error string    `json:"error,omitempty"`
+	Rounds  int       `json:"rounds"`
+	Seconds int       `json:"seconds"`
+	DiskMiB int       `json:"disk_mib"`
+	Modes   []summary `json:"modes"`
+	Sync    *copies   `json:"sync,omitempty"`
 
 	rounds []round
 }
 
-// median of the values; 0 if there are none.
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	switch n := len(v); {
-	case n == 0:
-		return 0
-	case n%2 == 1:
-		return v[n/2]
-	default:
-		return (v[n/2-1] + v[n/2]) / 2
+// report puts the figures into the closing line: those without a mode in their
+// name are of a guest that is protected as by default, with durability "memory".
+func (r *result) report(to *tool.Result) {
+	to.Details = r
+	for _, s := range r.Modes {
+		prefix := map[string]string{memory.String(): "disk_", fsync.String(): "disk_fsync_", nullMirror.String(): "disk_mirror_"}[s.Mode]
+		if prefix == "" {
+			continue
+		}
+		to.Metric(prefix+"latency_ratio", s.LatencyRatioP50)
+		to.Metric(prefix+"latency_ratio_p99", s.LatencyRatioP99)
+		to.Metric(prefix+"throughput_ratio", s.ThroughputRatio)
 	}
 }
-
-func round3(v float64) float64 { return math.Round(v*1000) / 1000 }
 
 // over collects one figure of a mode, and its ratio to the floor.
 func (r *result) over(m mode, f func(*sample) float64) (mid, ratio float64) {
@@ -83,7 +70,7 @@ func (r *result) over(m mode, f func(*sample) float64) (mid, ratio float64) {
 			ratios = append(ratios, v/floor)
 		}
 	}
-	return round3(median(all)), round3(median(ratios))
+	return tool.Round3(tool.Median(all)), tool.Round3(tool.Median(ratios))
 }
 
 func (r *result) summarize() {
@@ -102,14 +89,6 @@ func (r *result) summarize() {
 		writes, _ := r.over(m, func(s *sample) float64 { return float64(s.Writes) })
 		s.Writes = int(writes)
 		r.Modes = append(r.Modes, s)
-		switch m {
-		case memory:
-			r.LatencyRatioP50, r.LatencyRatioP99, r.ThroughputRatio = s.LatencyRatioP50, s.LatencyRatioP99, s.ThroughputRatio
-		case fsync:
-			r.FsyncLatencyRatioP50, r.FsyncThroughputRatio = s.LatencyRatioP50, s.ThroughputRatio
-		case nullMirror:
-			r.MirrorLatencyRatioP50, r.MirrorThroughputRatio = s.LatencyRatioP50, s.ThroughputRatio
-		}
 	}
 }
 

@@ -1,28 +1,19 @@
 package main
 
 import (
-	"encoding/json"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
-)
 
-func TestMedian(t *testing.T) {
-	for _, c := range []struct {
-		v    []float64
-		want float64
-	}{{nil, 0}, {[]float64{7}, 7}, {[]float64{9, 1}, 5}, {[]float64{9, 1, 2}, 2}, {[]float64{4, 1, 100, 2}, 3}} {
-		if got := median(c.v); got != c.want {
-			t.Errorf("median(%v) = %v, want %v", c.v, got, c.want)
-		}
-	}
-}
+	"github.com/virt-ft/virt-ft/test/tool"
+)
 
 // rounds are three, the machine twice as slow in the second, and four times in
 // the third: the ratios are the same in all of them.
 func rounds() *result {
-	r := &result{Disk: "ok"}
+	r := &result{}
 	for _, slow := range []float64{1, 2, 4} {
 		var now round
 		for m, ratio := range map[mode]float64{unprotected: 1, nullMirror: 1.125, memory: 1.25, fsync: 1.5} {
@@ -37,20 +28,14 @@ func rounds() *result {
 
 func TestRatiosAreOfTheSameRound(t *testing.T) {
 	r := rounds()
-	line, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got map[string]any
-	if err := json.Unmarshal(line, &got); err != nil {
-		t.Fatal(err)
-	}
-	for key, want := range map[string]any{"disk": "ok", "rounds": 3., "latency_ratio_p50": 1.25, "latency_ratio_p99": 1.25,
-		"throughput_ratio": .8, "fsync_latency_ratio_p50": 1.5, "fsync_throughput_ratio": .667,
-		"mirror_latency_ratio_p50": 1.125, "mirror_throughput_ratio": .889} {
-		if !reflect.DeepEqual(got[key], want) {
-			t.Errorf("%s is %v, want %v", key, got[key], want)
-		}
+	var got tool.Result
+	r.report(&got)
+	if want := map[string]float64{
+		"disk_latency_ratio": 1.25, "disk_latency_ratio_p99": 1.25, "disk_throughput_ratio": .8,
+		"disk_fsync_latency_ratio": 1.5, "disk_fsync_latency_ratio_p99": 1.5, "disk_fsync_throughput_ratio": .667,
+		"disk_mirror_latency_ratio": 1.125, "disk_mirror_latency_ratio_p99": 1.125, "disk_mirror_throughput_ratio": .889,
+	}; !maps.Equal(got.Metrics, want) || r.Rounds != 3 {
+		t.Errorf("metrics %v, want %v", got.Metrics, want)
 	}
 	var names []string
 	for _, s := range r.Modes {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // copies is what protecting a guest with a large disk costs, twice.
@@ -69,7 +70,7 @@ func (b *bench) copyOnce(ctx context.Context, guest string, bytes int64) (c copy
 	if err != nil {
 		return c, err
 	}
-	c.ProtectS = round3(time.Since(began).Seconds())
+	c.ProtectS = tool.Round3(time.Since(began).Seconds())
 	out, err := b.lab.A.Ctl(ctx, "status", "-o", "json", guest)
 	if err != nil {
 		return c, err
@@ -88,8 +89,8 @@ func (b *bench) copyOnce(ctx context.Context, guest string, bytes int64) (c copy
 	if err != nil {
 		return c, err
 	}
-	c.DiskS = round3(took.Seconds())
-	c.MBps = round3(float64(bytes) / 1e6 / took.Seconds())
+	c.DiskS = tool.Round3(took.Seconds())
+	c.MBps = tool.Round3(float64(bytes) / 1e6 / took.Seconds())
 	_, err = inTime(ctx, func(ctx context.Context) (any, error) { return nil, leave(ctx) })
 	return c, err
 }

@@ -34,7 +34,7 @@ func TestShapes(t *testing.T) {
 			}
 			p := newPair(t, "")
 			g := p.guest(s.shape)
-			p.protect(p.A, g.Name)
+			p.protect(p.A, g.Name, "--epoch-idle", shortEpoch)
 			p.epochs(g.Name, 100)
 			_, err := p.A.Virsh(p.step(), "suspend", g.Name)
 			p.must(err)

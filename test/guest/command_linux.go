@@ -33,6 +33,8 @@ type commands struct {
 	served   atomic.Uint64 // numbered requests answered
 	highest  atomic.Uint64 // highest number among them
 	spinning atomic.Bool
+	sweeper  sweeper
+	worker   worker
 }
 
 func (c *commands) serve() error {
@@ -101,6 +103,12 @@ func (c *commands) run(words []string) (map[string]any, error) {
 	if words[0] == "disk" {
 		return c.guest.disks.run(words[1:])
 	}
+	if words[0] == "stream-send" {
+		return streamSend(words[1:])
+	}
+	if words[0] == "work" {
+		return c.worker.run(c.guest.beacon.word(guestapi.SpinsOffset), words[1:])
+	}
 	var n uint64
 	if len(words) > 1 {
 		var err error
@@ -121,6 +129,10 @@ func (c *commands) run(words []string) (map[string]any, error) {
 		}
 		c.guest.work.dirtyPerSec.Store(int64(n))
 		return map[string]any{"dirty_pages_s": n}, nil
+	case "populate":
+		return populate(n)
+	case "sweep":
+		return c.sweeper.run(n)
 	case "tick":
 		every, err := tickOf(float64(n), nil)
 		if err != nil {

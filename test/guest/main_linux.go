@@ -8,6 +8,7 @@
 //	spin MS       reads the clock in a loop and reports the longest gap
 //	dirty N       rewrites N pages a second from now on
 //	tick MS       tells the observer a tick every MS milliseconds from now on, 0: never
+//	work ...      does something that can be measured from outside; see worker
 //	disk ...      see below
 //	poweroff | reboot | panic
 //

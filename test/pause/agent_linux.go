@@ -47,7 +47,7 @@ type agent struct {
 const agentEndMax = 5 * time.Second
 
 // startAgent starts the agent and waits until it tracks the guest.
-func startAgent(ctx context.Context, h *lab.Host, domain string, live int) (*agent, error) {
+func startAgent(ctx context.Context, h *lab.Host, domain string, passes int) (*agent, error) {
 	inR, inW, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func startAgent(ctx context.Context, h *lab.Host, domain string, live int) (*age
 	if err != nil {
 		return nil, errors.Join(err, inR.Close(), inW.Close())
 	}
-	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{agentArg0, domain, strconv.Itoa(live)}, Stdin: inR, Stdout: outW, Stderr: os.Stderr}
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{agentArg0, domain, strconv.Itoa(passes)}, Stdin: inR, Stdout: outW, Stderr: os.Stderr}
 	p, err := h.Start(cmd)
 	inR.Close()
 	outW.Close()
@@ -142,7 +142,7 @@ func agentMain(args []string) (err error) {
 		return fmt.Errorf("%s is not for you to run", agentArg0)
 	}
 	domain := args[0]
-	live, err := strconv.Atoi(args[1])
+	passes, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func agentMain(args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	o, err := newOperator(ctx, dom, live)
+	o, err := newOperator(ctx, dom, passes)
 	if err != nil {
 		return err
 	}

@@ -6,8 +6,13 @@
 //	stop+cont      bare stop and cont, through libvirt
 //	save, drained  xen-save-devices-state into a pipe that is drained at once,
 //	               with no work on memory
-//	checkpoint     capture.Session, preceded by a live pass when the daemon
-//	               would make one
+//	checkpoint     capture.Session, preceded by the live passes that the daemon
+//	               would make
+//
+// It does so for several sizes of memory, every page of which the guest has
+// written to, at the same rate of dirtying; and, on the smallest, for several
+// rates. So many different pages are written to in each epoch, scattered over a
+// set of 64 MiB (the guest's command "sweep").
 //
 // The figure is the longest time for which a loop in the guest, which reads the
 // clock and counts as fast as it can (the guest's command "spin"), makes no
@@ -22,33 +27,35 @@
 //	pause ── sampler ── reads ──► QEMU's memory
 //	  └─ requests ──► agent in host A ── libvirt ──► QEMU
 //
-// The last line of output is JSON. Ctrl-C ends it cleanly at any moment.
+// The last line of output is JSON (test/tool). Ctrl-C ends it cleanly at any
+// moment.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/lab"
 	"github.com/virt-ft/virt-ft/internal/ptracer"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // Limits of the flags.
 const (
 	roundsMax = 10_000
 	levelsMax = 16
-	dirtyMax  = 100_000 // pages an epoch
+	dirtyMax  = 16_000 // pages an epoch, of the 16,384 that the guest sweeps
+	ramMinMiB = 128
+	ramMaxMiB = 1 << 20
 	epochMin  = 5 * time.Millisecond
 	epochMax  = 10 * time.Second
 	napMin    = 10 * time.Microsecond
@@ -57,16 +64,19 @@ const (
 
 // options are what the command line says.
 type options struct {
-	rounds  int
-	dirty   []int // pages an epoch, one level after the other
-	epoch   time.Duration
-	nap     time.Duration
-	nice    int
-	blind   time.Duration
-	live    int // pages; see livePagesFew
-	samples string
-	boot    lab.GuestOptions
-	timeout time.Duration
+	rounds    int
+	dirty     []int // pages an epoch, one level after the other
+	ramMiB    []int // sizes, the largest first
+	ramDirty  int
+	ramRounds int
+	epoch     time.Duration
+	nap       time.Duration
+	nice      int
+	blind     time.Duration
+	passes    int // live passes before a checkpoint, at most
+	samples   string
+	boot      lab.GuestOptions
+	timeout   time.Duration
 }
 
 func main() {
@@ -75,71 +85,82 @@ func main() {
 	maybeAgent()
 	o, err := parseOptions()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "pause:", err)
-		os.Exit(2)
+		tool.Usage("pause", err)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	r := result{Pause: "ok", Rounds: o.rounds, EpochMs: ms(o.epoch.Nanoseconds()), Nice: o.nice}
-	if err := run(ctx, o, &r); err != nil {
-		r.Pause, r.Error = "failed", err.Error()
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		panic(err) // plain fields always marshal
-	}
-	fmt.Println(string(line))
-	if r.Error != "" {
-		os.Exit(1)
-	}
+	tool.Main("pause", func() time.Duration { return o.timeout }, func(ctx context.Context, r *tool.Result) error {
+		d := &result{EpochMs: tool.Ms(o.epoch.Nanoseconds()), Nice: o.nice}
+		defer d.report(r)
+		return run(ctx, o, d)
+	})
 }
 
 func parseOptions() (options, error) {
 	o := options{}
 	flag.IntVar(&o.rounds, "rounds", 100, "samples of each kind, per dirty level")
-	dirty := flag.String("dirty", "0,400,2000", "pages that the guest dirties per epoch: levels, measured one after the other")
+	dirty := flag.String("dirty", "10,500,2000,8000", "pages that the guest dirties per epoch: levels, measured one after the other")
+	ram := flag.String("ram", "256,1024,4096,8192", "sizes of populated memory, in MiB, all measured at -ram-dirty pages; empty: leave that out")
+	flag.IntVar(&o.ramDirty, "ram-dirty", 500, "pages that the guest dirties per epoch, whatever its memory")
+	flag.IntVar(&o.ramRounds, "ram-rounds", 60, "samples of each kind, per size of memory")
 	flag.DurationVar(&o.epoch, "epoch", 50*time.Millisecond, "for how long the guest runs before each operation")
 	flag.DurationVar(&o.nap, "nap", 100*time.Microsecond, "between two looks at the guest's counter")
 	flag.DurationVar(&o.blind, "blind", time.Millisecond, "repeat an operation in which the sampler, too, could not run for longer than this")
-	flag.IntVar(&o.live, "live", livePagesFew, "dirty pages of the last epoch from which a live pass precedes a checkpoint")
+	flag.IntVar(&o.passes, "passes", capture.PassesMax, "live passes before a checkpoint, at most")
 	flag.IntVar(&o.nice, "nice", 0, "nice value of all that runs on host A, for a machine that has other work too")
 	flag.IntVar(&o.boot.VCPUs, "vcpus", 2, "of the guest; with one, dirtying interrupts the counting")
-	flag.IntVar(&o.boot.MemMiB, "mem", 256, "of the guest, in MiB")
+	flag.IntVar(&o.boot.MemMiB, "mem", 256, "of the guest that is measured at all dirty levels, in MiB")
 	flag.StringVar(&o.boot.Machine, "machine", "q35", "q35 or pc")
 	flag.StringVar(&o.boot.Memory, "memory", "anonymous", "anonymous or memfd")
 	flag.BoolVar(&o.boot.Rich, "rich", false, "a guest with many devices")
 	flag.StringVar(&o.samples, "samples", "", "write every sample that counts to this file, as JSON lines with times of CLOCK_MONOTONIC")
 	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "give up after")
 	flag.Parse()
-	for word := range strings.SplitSeq(*dirty, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(word))
-		if err != nil || n < 0 || n > dirtyMax {
-			return o, fmt.Errorf("-dirty: %q is not a number of pages up to %d", word, dirtyMax)
-		}
-		o.dirty = append(o.dirty, n)
-	}
+	var err, rerr error
+	o.dirty, err = numbers("-dirty", *dirty, 0, dirtyMax)
+	o.ramMiB, rerr = numbers("-ram", *ram, ramMinMiB, ramMaxMiB)
+	slices.Sort(o.ramMiB)
+	slices.Reverse(o.ramMiB)
 	switch {
+	case err != nil || rerr != nil:
+		return o, errors.Join(err, rerr)
 	case flag.NArg() > 0:
 		return o, fmt.Errorf("unknown argument %q", flag.Arg(0))
-	case len(o.dirty) > levelsMax:
-		return o, fmt.Errorf("-dirty: more than %d levels", levelsMax)
-	case o.rounds < 1 || o.rounds > roundsMax:
-		return o, fmt.Errorf("-rounds: not from 1 to %d", roundsMax)
+	case o.rounds < 1 || o.rounds > roundsMax || o.ramRounds < 1 || o.ramRounds > roundsMax:
+		return o, fmt.Errorf("-rounds, -ram-rounds: not from 1 to %d", roundsMax)
+	case o.ramDirty < 0 || o.ramDirty > dirtyMax:
+		return o, fmt.Errorf("-ram-dirty: not a number of pages up to %d", dirtyMax)
 	case o.epoch < epochMin || o.epoch > epochMax:
 		return o, fmt.Errorf("-epoch: not from %v to %v", epochMin, epochMax)
 	case o.nice < -20 || o.nice > 19:
 		return o, errors.New("-nice: not from -20 to 19")
-	case o.live < 0:
-		return o, errors.New("-live: a number of pages")
+	case o.passes < 0:
+		return o, errors.New("-passes: a number")
+	case o.boot.MemMiB < ramMinMiB || o.boot.MemMiB > ramMaxMiB:
+		return o, fmt.Errorf("-mem: not from %d to %d", ramMinMiB, ramMaxMiB)
 	case o.nap < napMin || o.nap > napMax:
 		return o, fmt.Errorf("-nap: not from %v to %v", napMin, napMax)
 	}
 	o.boot.NIC = true
-	// Nothing in the guest but counting and dirtying.
-	o.boot.Cmdline = "ft.verify_pages_s=0 ft.dirty_pages_s=0 ft.tick_ms=100"
+	// Nothing in the guest but counting and sweeping.
+	o.boot.Cmdline = "ft.mem_mb=1 ft.verify_pages_s=0 ft.dirty_pages_s=0 ft.tick_ms=100"
 	return o, nil
+}
+
+// numbers reads a flag's numbers, with commas between; no text is none.
+func numbers(name, text string, from, to int) (v []int, err error) {
+	if strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	for word := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(word))
+		if err != nil || n < from || n > to {
+			return nil, fmt.Errorf("%s: %q is not a number from %d to %d", name, word, from, to)
+		}
+		v = append(v, n)
+	}
+	if len(v) > levelsMax {
+		return nil, fmt.Errorf("%s: more than %d numbers", name, levelsMax)
+	}
+	return v, nil
 }
 
 func run(ctx context.Context, o options, r *result) (err error) {
@@ -162,13 +183,22 @@ func run(ctx context.Context, o options, r *result) (err error) {
 		cancel() // the guest's last command
 		m.close()
 	}()
+	if err := m.sizes(ctx, r, samples); err != nil {
+		return err
+	}
+	if len(o.dirty) == 0 {
+		return nil
+	}
+	if err := m.seat(ctx, o.boot.MemMiB); err != nil {
+		return err
+	}
 	r.Sampler = m.mode
 	for _, pages := range o.dirty {
-		l, err := m.level(ctx, pages)
+		l, err := m.level(ctx, pages, o.rounds)
 		if err != nil {
 			return err
 		}
-		r.add(l)
+		r.Levels = append(r.Levels, l)
 		l.print(os.Stdout)
 		if err := l.dump(samples); err != nil {
 			return err
@@ -177,143 +207,29 @@ func run(ctx context.Context, o options, r *result) (err error) {
 	return nil
 }
 
-// meter is one guest on host A, with all that measures it.
-type meter struct {
-	o       options
-	lab     *lab.Lab
-	guest   *lab.Guest
-	beacon  *lab.Beacon
-	sampler *sampler
-	mode    string // how this process is scheduled
-	agent   *agent
-	spinner spinner
-}
-
-// newMeter builds the lab and boots the guest.
-func newMeter(ctx context.Context, o options) (_ *meter, err error) {
-	start := time.Now()
-	assets, err := lab.FindAssets()
-	if err != nil {
-		return nil, err
-	}
-	m := &meter{o: o}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	if m.lab, err = lab.New(ctx, lab.Options{Log: log}); err != nil {
-		return nil, err
-	}
-	defer func() {
+// sizes measures guests of all sizes at one rate. The last one is left running.
+func (m *meter) sizes(ctx context.Context, r *result, samples io.Writer) error {
+	for _, mib := range m.o.ramMiB {
+		if why := lacksMemory(mib); why != "" {
+			say("%d MiB of memory are not measured: %s", mib, why)
+			r.skip(mib, why)
+			continue
+		}
+		if err := m.seat(ctx, mib); err != nil {
+			return fmt.Errorf("guest of %d MiB: %w", mib, err)
+		}
+		r.Sampler = m.mode
+		l, err := m.level(ctx, m.o.ramDirty, m.o.ramRounds)
 		if err != nil {
-			m.close()
+			return fmt.Errorf("guest of %d MiB: %w", mib, err)
 		}
-	}()
-	boot, err := m.lab.InstallBoot(assets)
-	if err != nil {
-		return nil, err
-	}
-	o.boot.Kernel, o.boot.Initrd = boot.Kernel, boot.Initrd
-	if m.guest, err = m.lab.A.StartGuest(ctx, o.boot); err != nil {
-		return nil, err
-	}
-	if m.beacon, err = m.lab.A.OpenBeacon(ctx, m.guest.Name, m.guest.Ready.BeaconGPA); err != nil {
-		return nil, err
-	}
-	m.sampler = newSampler(m.beacon, o.nap)
-	m.spinner = spinner{lab: m.lab, beacon: m.beacon}
-	if m.agent, err = startAgent(ctx, m.lab.A, m.guest.Name, o.live); err != nil {
-		return nil, err
-	}
-	if o.nice != 0 {
-		if err = prefer(m.lab.A, o.nice); err != nil {
-			return nil, err
+		r.RAM = append(r.RAM, l)
+		l.print(os.Stdout)
+		if err := l.dump(samples); err != nil {
+			return err
 		}
 	}
-	m.mode = elevate(true) // nothing is started from here on
-	say("guest %s runs on host A and is tracked (%d ms); the sampler is a %s process, its nap is %v",
-		m.guest.Name, time.Since(start).Milliseconds(), m.mode, o.nap)
-	return m, nil
+	return nil
 }
 
-// close ends all; the lab takes guest and agent with it.
-func (m *meter) close() {
-	elevate(false)
-	if m.agent != nil {
-		m.agent.close()
-	}
-	if m.sampler != nil {
-		m.sampler.close()
-	}
-	m.lab.Close()
-	m.spinner.wait()
-}
-
-// triesMax bounds how many rounds are gone through for one that counts.
-const triesMax = 5
-
-// level measures all kinds in turn while the guest dirties pages every epoch.
-func (m *meter) level(ctx context.Context, pages int) (*level, error) {
-	l := &level{DirtyPages: pages}
-	if err := m.spinner.ensure(ctx); err != nil {
-		return nil, err
-	}
-	rate := int(float64(pages) / m.o.epoch.Seconds())
-	if _, err := m.lab.Command(ctx, "dirty "+strconv.Itoa(rate)); err != nil {
-		return nil, err
-	}
-	// The first round finds caches cold, and its checkpoint all of memory.
-	for i := 0; !l.complete(m.o.rounds); i++ {
-		if i > m.o.rounds*triesMax {
-			return nil, fmt.Errorf("%d pages an epoch: the machine is too busy: in %d rounds the sampler was kept from running for more than %v too often", pages, i, m.o.blind)
-		}
-		for _, k := range kinds() {
-			s, err := m.sample(ctx, k)
-			if err != nil {
-				return nil, fmt.Errorf("%d pages an epoch, round %d: %s: %w", pages, i, k, err)
-			}
-			if i > 0 {
-				l.take(k, s, m.o.blind, m.o.rounds)
-			}
-		}
-	}
-	l.summarize()
-	return l, nil
-}
-
-// leadIn is for how long the counter is watched before an operation.
-const leadIn = 2 * time.Millisecond
-
-// sample carries one operation out and finds the longest stall in it.
-func (m *meter) sample(ctx context.Context, k kind) (sample, error) {
-	if err := m.spinner.ensure(ctx); err != nil {
-		return sample{}, err
-	}
-	if k == checkpoint { // the epoch begins
-		if _, err := m.agent.do(ctx, request{Op: "collect"}); err != nil {
-			return sample{}, err
-		}
-	}
-	if err := pauseFor(ctx, m.o.epoch); err != nil {
-		return sample{}, err
-	}
-	m.sampler.start()
-	err := pauseFor(ctx, leadIn)
-	var a answer
-	if err == nil {
-		a, err = m.agent.do(ctx, request{Op: k.String()})
-	}
-	looks, serr := m.sampler.stop(ctx)
-	if err = errors.Join(err, serr); err != nil {
-		return sample{}, err
-	}
-	return newSample(a, looks)
-}
-
-func pauseFor(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}
-
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "pause: "+format+"\n", args...) }
+func say(format string, args ...any) { tool.Say("pause", format, args...) }

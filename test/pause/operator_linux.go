@@ -18,9 +18,6 @@ import (
 
 const (
 	saveCommand = "xen-save-devices-state"
-	// livePagesFew is, as in internal/daemon, a dirty set that needs no live
-	// pass before the pause.
-	livePagesFew = 512
 	// nothingFor is how long "nothing" lasts: about as long as the others.
 	nothingFor = 8 * time.Millisecond
 	// drainBytes is the capacity of the pipe of the second floor: more than
@@ -37,12 +34,11 @@ type operator struct {
 	session *capture.Session
 	monitor *timedMonitor
 	pipe    *drainedPipe
-	liveFew int // pages; with as many dirty, a live pass comes first
-	dirty   int // pages of the last checkpoint, live pass included
+	passes  int // live, before a checkpoint, at most
 }
 
-func newOperator(ctx context.Context, dom *virt.Domain, liveFew int) (_ *operator, err error) {
-	o := &operator{dom: dom, clock: newClock(), liveFew: liveFew}
+func newOperator(ctx context.Context, dom *virt.Domain, passes int) (_ *operator, err error) {
+	o := &operator{dom: dom, clock: newClock(), passes: passes}
 	if o.pid, err = dom.PID(); err != nil {
 		return nil, err
 	}
@@ -63,7 +59,7 @@ func (o *operator) close(ctx context.Context) error {
 func (o *operator) do(ctx context.Context, r request) (answer, error) {
 	switch r.Op {
 	case "collect":
-		_, err := o.live(ctx)
+		_, err := o.session.Live(ctx, drop)
 		return answer{}, err
 	case nothing.String():
 		begin := o.clock.now()
@@ -98,24 +94,19 @@ func (o *operator) timed(f func() error) (a answer, err error) {
 
 // checkpoint does what the daemon does for an epoch, but for sending it.
 func (o *operator) checkpoint(ctx context.Context) (a answer, err error) {
-	if o.dirty >= o.liveFew {
-		if a.LivePages, err = o.live(ctx); err != nil {
-			return a, err
-		}
+	if a.LivePages, err = o.session.Converge(ctx, o.passes, drop); err != nil {
+		return a, err
 	}
-	c, err := o.session.Checkpoint(ctx, nil, nil)
+	c, err := o.session.Checkpoint(ctx, capture.CheckpointOptions{})
 	if err != nil {
 		return a, err
 	}
 	c.Batch.Free()
-	o.dirty = a.LivePages + c.Phases.Pages
 	a.BeginNs, a.EndNs, a.Phases = o.monitor.beginNs, o.monitor.endNs, c.Phases
 	return a, nil
 }
 
-func (o *operator) live(ctx context.Context) (int, error) {
-	return o.session.Live(ctx, func(b *capture.Batch) error { b.Free(); return nil })
-}
+func drop(b *capture.Batch) error { b.Free(); return nil }
 
 // timedMonitor remembers when the guest's last pause was asked for and over.
 type timedMonitor struct {

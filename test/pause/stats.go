@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/virt-ft/virt-ft/test/tool"
 )
 
 // kind is what is done to the guest.
@@ -83,30 +84,7 @@ type summary struct {
 // summarize sorts v, which holds nanoseconds.
 func summarize(v []int64) summary {
 	slices.Sort(v)
-	return summary{ms(percentile(v, .5)), ms(percentile(v, .99)), ms(percentile(v, 1))}
-}
-
-// percentile returns the smallest of the sorted values that q of them do not
-// exceed (nearest rank); 0 if there are none.
-func percentile(sorted []int64, q float64) int64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	rank := int(math.Ceil(q * float64(len(sorted))))
-	return sorted[min(max(rank, 1), len(sorted))-1]
-}
-
-// ms turns nanoseconds into milliseconds with three digits.
-func ms(ns int64) float64 { return round3(float64(ns) / 1e6) }
-
-func round3(v float64) float64 { return math.Round(v*1000) / 1000 }
-
-// ratio is 0 when there is nothing to compare with.
-func ratio(a, floor float64) float64 {
-	if floor <= 0 {
-		return 0
-	}
-	return round3(a / floor)
+	return summary{tool.Ms(tool.Percentile(v, .5)), tool.Ms(tool.Percentile(v, .99)), tool.Ms(tool.Percentile(v, 1))}
 }
 
 // ratios of a checkpoint to the two floors.
@@ -117,14 +95,17 @@ type ratios struct {
 	SaveDrainedP99 float64 `json:"pause_ratio_save_drained_p99"`
 }
 
-// phases are medians over checkpoints, in milliseconds. The first five are the
+// phases are medians over checkpoints, in milliseconds. The first seven are the
 // session's own (capture.Phases); the others set them against the counter.
+// Brake, AtPause, Scan, Copy, Hold and Resume make up what the guest sees.
 type phases struct {
-	StopMs   float64 `json:"stop_ms"` // command to first byte
-	ScanMs   float64 `json:"scan_ms"`
-	CopyMs   float64 `json:"copy_ms"`
-	DeviceMs float64 `json:"device_ms"` // letting go to reply
-	PausedMs float64 `json:"paused_ms"` // first byte to reply
+	StopMs    float64 `json:"stop_ms"` // command to first byte
+	AtPauseMs float64 `json:"at_pause_ms"`
+	ScanMs    float64 `json:"scan_ms"`
+	CopyMs    float64 `json:"copy_ms"`
+	HoldMs    float64 `json:"hold_ms"`
+	DeviceMs  float64 `json:"device_ms"` // letting go to reply
+	PausedMs  float64 `json:"paused_ms"` // first byte to reply
 
 	AskMs    float64 `json:"ask_ms"`    // command to the guest's last step
 	BrakeMs  float64 `json:"brake_ms"`  // last step to first byte
@@ -134,6 +115,8 @@ type phases struct {
 
 // level is what was measured at one rate of dirtying.
 type level struct {
+	RAMMiB      int            `json:"ram_mib"`
+	RSSMiB      int            `json:"rss_mib"`     // of its QEMU when the guest had written to all of it
 	DirtyPages  int            `json:"dirty_pages"` // asked of the guest, per epoch
 	PausePages  int            `json:"pause_pages"` // copied under pause, median
 	LivePages   int            `json:"live_pages"`  // copied just before, median
@@ -192,29 +175,33 @@ func (l *level) summarize() {
 	l.SamplerGap = summarize(gaps)
 	c := l.Checkpoint
 	l.ratios = ratios{
-		ratio(c.P50Ms, l.StopCont.P50Ms), ratio(c.P99Ms, l.StopCont.P99Ms),
-		ratio(c.P50Ms, l.SaveDrained.P50Ms), ratio(c.P99Ms, l.SaveDrained.P99Ms),
+		tool.Ratio(c.P50Ms, l.StopCont.P50Ms), tool.Ratio(c.P99Ms, l.StopCont.P99Ms),
+		tool.Ratio(c.P50Ms, l.SaveDrained.P50Ms), tool.Ratio(c.P99Ms, l.SaveDrained.P99Ms),
 	}
-	median := func(f func(*sample) int64) int64 { return percentile(l.of(checkpoint, f), .5) }
+	median := func(f func(*sample) int64) int64 { return tool.Percentile(l.of(checkpoint, f), .5) }
 	l.PausePages = int(median(func(s *sample) int64 { return int64(s.Phases.Pages) }))
 	l.LivePages = int(median(func(s *sample) int64 { return int64(s.LivePages) }))
 	l.DeviceBytes = int(median(func(s *sample) int64 { return int64(s.Phases.DeviceBytes) }))
+	mid := func(f func(*sample) int64) float64 { return tool.Ms(median(f)) }
 	l.Phases = phases{
-		StopMs:   ms(median(func(s *sample) int64 { return s.Phases.StopNs })),
-		ScanMs:   ms(median(func(s *sample) int64 { return s.Phases.ScanNs })),
-		CopyMs:   ms(median(func(s *sample) int64 { return s.Phases.CopyNs })),
-		DeviceMs: ms(median(func(s *sample) int64 { return s.Phases.DeviceNs })),
-		PausedMs: ms(median(func(s *sample) int64 { return s.Phases.PausedNs })),
-		AskMs:    ms(median(func(s *sample) int64 { return s.stall.fromNs - s.BeginNs })),
-		BrakeMs:  ms(median(func(s *sample) int64 { return s.BeginNs + s.Phases.StopNs - s.stall.fromNs })),
-		ResumeMs: ms(median(func(s *sample) int64 { return s.stall.toNs - s.releasedNs() })),
-		ReplyMs:  ms(median(func(s *sample) int64 { return s.EndNs - s.stall.toNs })),
+		StopMs:    mid(func(s *sample) int64 { return s.Phases.StopNs }),
+		AtPauseMs: mid(func(s *sample) int64 { return s.Phases.AtPauseNs }),
+		ScanMs:    mid(func(s *sample) int64 { return s.Phases.ScanNs }),
+		CopyMs:    mid(func(s *sample) int64 { return s.Phases.CopyNs }),
+		HoldMs:    mid(func(s *sample) int64 { return s.Phases.HoldNs }),
+		DeviceMs:  mid(func(s *sample) int64 { return s.Phases.DeviceNs }),
+		PausedMs:  mid(func(s *sample) int64 { return s.Phases.PausedNs }),
+		AskMs:     mid(func(s *sample) int64 { return s.stall.fromNs - s.BeginNs }),
+		BrakeMs:   mid(func(s *sample) int64 { return s.BeginNs + s.Phases.StopNs - s.stall.fromNs }),
+		ResumeMs:  mid(func(s *sample) int64 { return s.stall.toNs - s.releasedNs() }),
+		ReplyMs:   mid(func(s *sample) int64 { return s.EndNs - s.stall.toNs }),
 	}
 }
 
 // releasedNs is when the session let the guest go.
 func (s *sample) releasedNs() int64 {
-	return s.BeginNs + s.Phases.StopNs + s.Phases.ScanNs + s.Phases.CopyNs
+	p := &s.Phases
+	return s.BeginNs + p.StopNs + p.AtPauseNs + p.ScanNs + p.CopyNs + p.HoldNs
 }
 
 func (l *level) summary(k kind) *summary {
@@ -223,15 +210,15 @@ func (l *level) summary(k kind) *summary {
 
 // print writes the level as a table. Errors of w show in what is missing.
 func (l *level) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%d pages dirtied per epoch: %d copied under pause, %d in a live pass before; %d bytes of device state\n",
-		l.DirtyPages, l.PausePages, l.LivePages, l.DeviceBytes)
+	fmt.Fprintf(w, "\n%d MiB of memory, %d pages dirtied per epoch: %d copied under pause, %d in live passes before; %d bytes of device state\n",
+		l.RAMMiB, l.DirtyPages, l.PausePages, l.LivePages, l.DeviceBytes)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "longest stall, ms\tp50\tp99\tmax\tx stop+cont\tp99\tx save\tp99\t")
 	for _, k := range kinds() {
 		s := l.summary(k)
 		fmt.Fprintf(t, "%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", k, s.P50Ms, s.P99Ms, s.MaxMs,
-			ratio(s.P50Ms, l.StopCont.P50Ms), ratio(s.P99Ms, l.StopCont.P99Ms),
-			ratio(s.P50Ms, l.SaveDrained.P50Ms), ratio(s.P99Ms, l.SaveDrained.P99Ms))
+			tool.Ratio(s.P50Ms, l.StopCont.P50Ms), tool.Ratio(s.P99Ms, l.StopCont.P99Ms),
+			tool.Ratio(s.P50Ms, l.SaveDrained.P50Ms), tool.Ratio(s.P99Ms, l.SaveDrained.P99Ms))
 	}
 	_ = t.Flush()
 	p := l.Phases
@@ -251,54 +238,17 @@ func (l *level) dump(w io.Writer) error {
 			s := &l.samples[k][i]
 			err := out.Encode(struct {
 				Kind       string `json:"kind"`
+				RAMMiB     int    `json:"ram_mib"`
 				DirtyPages int    `json:"dirty_pages"`
 				answer
 				FromNs int64 `json:"stall_from_ns"`
 				ToNs   int64 `json:"stall_to_ns"`
 				GapNs  int64 `json:"sampler_gap_ns"`
-			}{k.String(), l.DirtyPages, s.answer, s.stall.fromNs, s.stall.toNs, s.gapNs})
+			}{k.String(), l.RAMMiB, l.DirtyPages, s.answer, s.stall.fromNs, s.stall.toNs, s.gapNs})
 			if err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// result is the closing line. The figures at its top are those of the worst
-// level: the one with the longest checkpoint at the median.
-type result struct {
-	Pause         string  `json:"pause"`
-	Rounds        int     `json:"rounds"`
-	EpochMs       float64 `json:"epoch_ms"`
-	Nice          int     `json:"nice"`
-	Sampler       string  `json:"sampler"`
-	DirtyPages    int     `json:"dirty_pages"` // of the worst level
-	PausePages    int     `json:"pause_pages"`
-	NothingP50Ms  float64 `json:"nothing_p50_ms"`
-	NothingP99Ms  float64 `json:"nothing_p99_ms"`
-	StopContP50Ms float64 `json:"stop_cont_p50_ms"`
-	StopContP99Ms float64 `json:"stop_cont_p99_ms"`
-	SaveP50Ms     float64 `json:"save_drained_p50_ms"`
-	SaveP99Ms     float64 `json:"save_drained_p99_ms"`
-	CheckpointP50 float64 `json:"checkpoint_p50_ms"`
-	CheckpointP99 float64 `json:"checkpoint_p99_ms"`
-	SamplerGapP99 float64 `json:"sampler_gap_p99_ms"`
-	ratios
-	Levels []*level `json:"levels"`
-	Error  string   `json:"error,omitempty"`
-}
-
-// add takes a level into the result.
-func (r *result) add(l *level) {
-	r.Levels = append(r.Levels, l)
-	if len(r.Levels) > 1 && l.Checkpoint.P50Ms <= r.CheckpointP50 {
-		return
-	}
-	r.DirtyPages, r.PausePages, r.ratios = l.DirtyPages, l.PausePages, l.ratios
-	r.NothingP50Ms, r.NothingP99Ms = l.Nothing.P50Ms, l.Nothing.P99Ms
-	r.StopContP50Ms, r.StopContP99Ms = l.StopCont.P50Ms, l.StopCont.P99Ms
-	r.SaveP50Ms, r.SaveP99Ms = l.SaveDrained.P50Ms, l.SaveDrained.P99Ms
-	r.CheckpointP50, r.CheckpointP99 = l.Checkpoint.P50Ms, l.Checkpoint.P99Ms
-	r.SamplerGapP99 = l.SamplerGap.P99Ms
 }

@@ -1,70 +1,16 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
-	"reflect"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/virt-ft/virt-ft/internal/capture"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
-
-func TestPercentile(t *testing.T) {
-	hundred := make([]int64, 100)
-	for i := range hundred {
-		hundred[i] = int64(i + 1)
-	}
-	for _, c := range []struct {
-		sorted []int64
-		q      float64
-		want   int64
-	}{
-		{nil, .5, 0}, {[]int64{7}, .5, 7}, {[]int64{7}, .99, 7}, {[]int64{7}, 0, 7},
-		{[]int64{1, 2}, .5, 1}, {[]int64{1, 2, 3}, .5, 2}, {[]int64{1, 2, 3}, .99, 3},
-		{hundred, .5, 50}, {hundred, .99, 99}, {hundred, 1, 100},
-	} {
-		if got := percentile(c.sorted, c.q); got != c.want {
-			t.Errorf("percentile(%v, %v) = %d, want %d", c.sorted, c.q, got, c.want)
-		}
-	}
-}
-
-// Nearest rank, by its definition.
-func TestPercentileIsNearestRank(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		v := rapid.SliceOfN(rapid.Int64Range(0, 50), 1, 300).Draw(t, "values")
-		q := float64(rapid.IntRange(1, 100).Draw(t, "percent")) / 100
-		slices.Sort(v)
-		got := percentile(v, q)
-		upTo, below := 0, 0
-		for _, x := range v {
-			if x <= got {
-				upTo++
-			}
-			if x < got {
-				below++
-			}
-		}
-		if need := q * float64(len(v)); float64(upTo) < need || float64(below) >= need {
-			t.Fatalf("%d: %d values up to it, %d below, of %d at %v", got, upTo, below, len(v), q)
-		}
-	})
-}
-
-func TestRatio(t *testing.T) {
-	for _, c := range []struct{ a, floor, want float64 }{
-		{6, 3, 2}, {1, 3, .333}, {0, 3, 0}, {3, 0, 0}, {3, -1, 0},
-	} {
-		if got := ratio(c.a, c.floor); got != c.want {
-			t.Errorf("ratio(%v, %v) = %v, want %v", c.a, c.floor, got, c.want)
-		}
-	}
-}
 
 // looksEvery looks every 10 ns from 0 to 1000 at a counter that moves but in
 // the given stalls.
@@ -142,7 +88,7 @@ func constant(nothingNs, stopNs, saveNs, checkpointNs int64) *level {
 	l := &level{DirtyPages: 400}
 	for k, ns := range [kindCount]int64{nothingNs, stopNs, saveNs, checkpointNs} {
 		s := sample{answer: answer{BeginNs: 1e9, EndNs: 1e9 + ns + 2e6}, stall: stall{1e9 + 1e6, 1e9 + 1e6 + ns}, gapNs: 6e4}
-		s.Phases = capture.Phases{StopNs: 3e6, ScanNs: 1e6, CopyNs: 5e5, DeviceNs: 2e6, PausedNs: 35e5, Pages: 230}
+		s.Phases = capture.Phases{StopNs: 3e6, AtPauseNs: 25e4, ScanNs: 1e6, CopyNs: 5e5, HoldNs: 75e4, DeviceNs: 2e6, PausedNs: 45e5, Pages: 230}
 		for range 3 {
 			l.take(kind(k), s, time.Millisecond, 3)
 		}
@@ -159,12 +105,12 @@ func TestSummarize(t *testing.T) {
 	if want := (summary{10, 10, 10}); l.Checkpoint != want {
 		t.Errorf("checkpoint %v", l.Checkpoint)
 	}
-	want := phases{StopMs: 3, ScanMs: 1, CopyMs: .5, DeviceMs: 2, PausedMs: 3.5, AskMs: 1, BrakeMs: 2, ResumeMs: 6.5, ReplyMs: 1}
+	want := phases{StopMs: 3, AtPauseMs: .25, ScanMs: 1, CopyMs: .5, HoldMs: .75, DeviceMs: 2, PausedMs: 4.5, AskMs: 1, BrakeMs: 2, ResumeMs: 5.5, ReplyMs: 1}
 	if l.Phases != want || l.PausePages != 230 {
 		t.Errorf("phases %+v, %d pages", l.Phases, l.PausePages)
 	}
 	// What the guest sees is the sum of its parts.
-	if sum := want.BrakeMs + want.ScanMs + want.CopyMs + want.ResumeMs; sum != l.Checkpoint.P50Ms {
+	if sum := want.BrakeMs + want.AtPauseMs + want.ScanMs + want.CopyMs + want.HoldMs + want.ResumeMs; sum != l.Checkpoint.P50Ms {
 		t.Errorf("parts add up to %v of %v", sum, l.Checkpoint.P50Ms)
 	}
 	var b strings.Builder
@@ -176,27 +122,51 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-func TestResultTellsTheWorstLevel(t *testing.T) {
-	r := result{Pause: "ok"}
-	for _, ns := range []int64{8e6, 12e6, 9e6} {
-		r.add(constant(1e5, 4e6, 6e6, ns))
+func TestReport(t *testing.T) {
+	size := func(mib int, l *level) *level { l.RAMMiB = mib; return l }
+	r := result{
+		Levels: []*level{constant(1e5, 4e6, 5e6, 6e6), constant(1e5, 4e6, 5e6, 8e6)},
+		RAM:    []*level{size(8192, constant(1e5, 6e6, 6e6, 12e6)), size(256, constant(1e5, 4e6, 5e6, 8e6))},
 	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		t.Fatal(err)
+	r.Levels[0].DirtyPages = 10
+	r.Levels[0].Nothing.P50Ms = 2
+	r.skip(4096, "too small a machine")
+	var got tool.Result
+	r.report(&got)
+	want := map[string]float64{
+		"pause_ratio_10": 1.5, "pause_ratio_10_p99": 1.5, "pause_ratio_drained_10": 1.2, "pause_ratio_drained_10_p99": 1.2,
+		"pause_ratio_400": 2, "pause_ratio_400_p99": 2, "pause_ratio_drained_400": 1.6, "pause_ratio_drained_400_p99": 1.6,
+		"pause_ratio_ram_8g": 1.5, "pause_ratio_ram_8g_p99": 1.5, "pause_ratio_ram_8g_by_floor": 1,
+		"pause_noise_ratio": .5, "pause_pages_10": 230, "pause_pages_400": 230,
 	}
-	var got map[string]any
-	if err := json.Unmarshal(line, &got); err != nil {
-		t.Fatal(err)
+	if !maps.Equal(got.Metrics, want) {
+		t.Errorf("metrics %v, want %v", got.Metrics, want)
 	}
-	for key, want := range map[string]any{"pause": "ok", "nothing_p50_ms": .1, "stop_cont_p50_ms": 4., "stop_cont_p99_ms": 4.,
-		"save_drained_p50_ms": 6., "save_drained_p99_ms": 6., "checkpoint_p50_ms": 12., "checkpoint_p99_ms": 12.,
-		"pause_ratio_stop_cont": 3., "pause_ratio_stop_cont_p99": 3., "pause_ratio_save_drained": 2., "pause_ratio_save_drained_p99": 2.} {
-		if !reflect.DeepEqual(got[key], want) {
-			t.Errorf("%s is %v, want %v", key, got[key], want)
+	if want := map[string]string{"pause_ratio_ram_4g": "too small a machine"}; !maps.Equal(got.Skipped, want) {
+		t.Errorf("skipped %v, want %v", got.Skipped, want)
+	}
+}
+
+func TestReportWithoutTheSmallest(t *testing.T) {
+	l := constant(1e5, 4e6, 5e6, 8e6)
+	l.RAMMiB = 8192
+	var got tool.Result
+	(&result{RAM: []*level{l}}).report(&got)
+	if _, skipped := got.Skipped["pause_ratio_ram_8g"]; !skipped || len(got.Metrics) != 1 { // but for the noise
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want []int
+		ok   bool
+	}{{"", nil, true}, {"1, 20", []int{1, 20}, true}, {"1,,2", nil, false}, {"21", nil, false}, {"x", nil, false},
+		{"1" + strings.Repeat(",1", levelsMax), nil, false}} {
+		got, err := numbers("-x", c.text, 1, 20)
+		if !slices.Equal(got, c.want) || (err == nil) != c.ok {
+			t.Errorf("%q: %v, %v", c.text, got, err)
 		}
-	}
-	if levels, _ := got["levels"].([]any); len(levels) != 3 {
-		t.Errorf("levels: %v", got["levels"])
 	}
 }

@@ -5,7 +5,7 @@ set -euo pipefail
 
 # libvirt-daemon-system makes the user libvirt-qemu, without which libvirtd's
 # QEMU driver does not start, whatever user its configuration names.
-packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit iperf3 e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
     libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
