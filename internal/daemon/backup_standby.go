@@ -203,38 +203,6 @@ func (b *backup) destroyStandby() {
 	b.closeDisks()
 }
 
-// replaceImage copies the memory to img, which is the memory from then on.
-func (b *backup) replaceImage(img *image) error {
-	b.imgMu.Lock()
-	defer b.imgMu.Unlock()
-	err := img.copyFrom(b.img)
-	if err == nil {
-		err = img.streamAll()
-	}
-	if err == nil {
-		b.img.close()
-		b.img = img
-	}
-	return err
-}
-
-// setImage makes img the memory that epochs are written into.
-func (b *backup) setImage(img *image) {
-	b.imgMu.Lock()
-	defer b.imgMu.Unlock()
-	b.img = img
-}
-
-// closeImage lets go of the memory when nobody writes into it.
-func (b *backup) closeImage() {
-	b.imgMu.Lock()
-	defer b.imgMu.Unlock()
-	if b.img != nil {
-		b.img.close()
-		b.img = nil
-	}
-}
-
 // remakeStandby replaces a standby whose QEMU died. Its memory did not: we
 // hold the memfd.
 func (b *backup) remakeStandby() {
@@ -282,20 +250,6 @@ func (b *backup) watchStandby(st *virt.Standby) {
 		})
 	})
 }
-
-// settleInitial does what is left to do for a part of the first epoch whose
-// contents are in the memory.
-func (b *backup) settleInitial(in *inbound, runs []replica.Run) error {
-	if in.ctx.Err() != nil {
-		return in.ctx.Err()
-	}
-	if b.img == nil {
-		return errStandbyGone
-	}
-	return b.img.placed(runs)
-}
-
-var errStandbyGone = errors.New("the standby is gone")
 
 // commit applies a staged epoch.
 func (b *backup) commit(epoch ftengine.Epoch) {
