@@ -213,7 +213,7 @@ func (in *inbound) stage(k ftengine.Epoch, f replica.Frame) (ended bool, err err
 
 // stageMore stages the pages that come on a further stream.
 func (in *inbound) stageMore(i int, c *replica.Conn) error {
-	last := ftengine.Epoch(0)
+	last, pages := ftengine.Epoch(0), uint64(0) // the epoch that came last, and of that
 	for open := false; ; {
 		if !open {
 			if err := in.b.kept.waitRoom(in.ctx); err != nil {
@@ -234,8 +234,13 @@ func (in *inbound) stageMore(i int, c *replica.Conn) error {
 		last = k
 		switch m := f.Msg.(type) {
 		case *replica.Pages:
+			pages += m.Count()
 			open, err = true, in.stagePages(k, m, f.Data)
 		case *replica.StreamEnd:
+			if m.Pages != pages {
+				return fmt.Errorf("epoch %d ends on data connection %d with %d pages of %d: %w", k, i, pages, m.Pages, replica.ErrMalformed)
+			}
+			pages = 0
 			open, err = false, in.staging.ended(k, i)
 		default:
 			err = fmt.Errorf("%s on data connection %d: %w", m.Type(), i, replica.ErrMalformed)
