@@ -135,6 +135,9 @@ type Session struct {
 	recent    [recentEpochs]int
 	epochs    int
 	livePages int
+	ramPages  int
+
+	livePausedNs int64 // of those, with PinnedIO
 }
 
 // Open prepares the guest in process pid for checkpoints and starts to track
@@ -168,7 +171,7 @@ func (s *Session) open(ctx context.Context) error {
 	for i := range blocks {
 		total += int(blocks[i].Used)
 	}
-	s.arenas = newArenas(total)
+	s.arenas, s.ramPages = newArenas(total), total/guestram.PageSize
 	if s.pipe, err = installPipe(ctx, s.pid, s.mon, s.log); err != nil {
 		return err
 	}

@@ -23,15 +23,19 @@ const (
 // has found few, or not clearly fewer than the one before: a pass finds what was
 // written during the one before it, so passes become shorter for as long as
 // pages are copied faster than the guest writes them, and when they do not, more
-// of them only send the same pages again. (The rule of pre-copy migration since
+// of them only send the same pages again. An epoch but the first has no more passes once a quarter of
+// the guest's memory was copied, and one at most with Options.PinnedIO. (The rule of pre-copy migration since
 // Clark et al., NSDI 2005.)
 //
 // It returns how many pages were handed out. On error it keeps what Live keeps.
 func (s *Session) Converge(ctx context.Context, passesMax int, emit func(*Batch) error) (pages int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.epochs > 0 && s.o.PinnedIO {
+		passesMax = min(passesMax, 1) // each stops the guest, and flushes its disks
+	}
 	before, found := pagesUnknown, s.foreseen()
-	for pass := 0; pass < passesMax && passPays(before, found); pass++ {
+	for pass := 0; pass < passesMax && passPays(before, found) && s.passFits(); pass++ {
 		n, err := s.live(ctx, emit)
 		pages += n
 		s.livePages += n
@@ -45,6 +49,11 @@ func (s *Session) Converge(ctx context.Context, passesMax int, emit func(*Batch)
 	}
 	return pages, nil
 }
+
+// passFits tells whether another pass leaves the epoch small enough: those of a
+// guest that writes to most of its memory all the time would add up to several
+// times that. The first epoch, of which nothing is kept in one piece, may.
+func (s *Session) passFits() bool { return s.epochs == 0 || s.livePages <= s.ramPages/4 }
 
 // passPays tells whether a further live pass is worth it after one that found
 // so many pages, and one before it that found before.

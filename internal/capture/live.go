@@ -38,10 +38,12 @@ func (s *Session) live(ctx context.Context, emit func(*Batch) error) (pages int,
 	carried := len(s.carry)
 	s.carry = s.carry[:0]
 	if s.o.PinnedIO {
-		_, err = s.underBrake(ctx, &Phases{}, func(func() bool) (err error) {
+		var ph Phases
+		_, err = s.underBrake(ctx, &ph, func(func() bool) (err error) {
 			s.scratch, err = s.tracker.Collect(s.scratch)
 			return err
 		}, nil)
+		s.livePausedNs += ph.PausedNs
 	} else {
 		s.scratch, err = s.tracker.Collect(s.scratch)
 	}
@@ -126,9 +128,12 @@ type Phases struct {
 	// PausedNs is from the first byte to the reply. The guest's own pause is
 	// longer by what QEMU needs from stopping to the first byte, and shorter
 	// by the way of the reply; it is never longer than TotalNs.
-	PausedNs    int64
-	Pages       int
-	DeviceBytes int
+	PausedNs int64
+	// LivePausedNs is for how long live passes had stopped the guest before, with
+	// Options.PinnedIO only.
+	LivePausedNs int64
+	Pages        int
+	DeviceBytes  int
 }
 
 // CheckpointOptions of one checkpoint. The zero value is good.
@@ -188,7 +193,8 @@ func (s *Session) Checkpoint(ctx context.Context, o CheckpointOptions) (*Checkpo
 	}
 	c.Phases.Pages, c.Phases.DeviceBytes = w.copied/guestram.PageSize, len(c.Device)
 	s.recent = [recentEpochs]int{s.recent[1], s.livePages + c.Phases.Pages}
-	s.epochs, s.livePages = min(s.epochs+1, recentEpochs), 0
+	c.Phases.LivePausedNs = s.livePausedNs
+	s.epochs, s.livePages, s.livePausedNs = min(s.epochs+1, recentEpochs), 0, 0
 	return c, nil
 }
 

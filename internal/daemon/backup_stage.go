@@ -47,6 +47,7 @@ type staging struct {
 	mu      sync.Mutex
 	open    map[ftengine.Epoch]*stagedEpoch
 	next    ftengine.Epoch // the oldest that is not whole
+	bytes   uint64         // of pages, in all that are open
 	changed chan struct{}  // closed and replaced when a stream ended an epoch
 }
 
@@ -75,6 +76,13 @@ func (g *staging) of(k ftengine.Epoch) (*stagedEpoch, error) {
 	return g.epoch(k)
 }
 
+// isOpen tells whether epoch k is not whole yet.
+func (g *staging) isOpen(k ftengine.Epoch) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return k >= g.next
+}
+
 // add takes pages of epoch k, which have arrived. An epoch may have limit bytes.
 func (g *staging) add(k ftengine.Epoch, pages uint64, x stagedBatch, limit uint64) error {
 	g.mu.Lock()
@@ -85,8 +93,12 @@ func (g *staging) add(k ftengine.Epoch, pages uint64, x stagedBatch, limit uint6
 	}
 	e.pages += pages
 	e.bytes += uint64(len(x.data))
+	g.bytes += uint64(len(x.data))
 	if e.bytes > limit {
-		return fmt.Errorf("epoch %d is over %d bytes, which is all of the guest's memory twice", k, limit)
+		return fmt.Errorf("epoch %d is over %d bytes, which is all of the guest's memory three times", k, limit)
+	}
+	if g.bytes > 2*limit {
+		return fmt.Errorf("%d bytes of epochs from %d on are here, and none of them is whole: %w", g.bytes, g.next, replica.ErrMalformed)
 	}
 	if x.runs != nil { // else they are applied already
 		e.batches = append(e.batches, x)
@@ -117,6 +129,7 @@ func (g *staging) whole(ctx context.Context, k ftengine.Epoch, streams uint8) (*
 		if all {
 			delete(g.open, k)
 			g.next = k + 1
+			g.bytes -= e.bytes
 		}
 		changed := g.changed
 		g.mu.Unlock()
@@ -267,12 +280,24 @@ func (in *inbound) endEpoch(epoch ftengine.Epoch, m *replica.EpochEnd) error {
 	if err := in.endDisk(epoch); err != nil {
 		return err
 	}
+	if err := in.keep(epoch, cur); err != nil {
+		return err
+	}
+	in.post(ftengine.Staged{Epoch: epoch})
+	return nil
+}
+
+// keep puts a whole epoch where the machine finds it, unless what this session
+// brought was dropped, or is in a moment.
+func (in *inbound) keep(epoch ftengine.Epoch, cur *stagedEpoch) error {
 	b := in.b
 	b.stageMu.Lock()
+	defer b.stageMu.Unlock()
+	if err := in.ctx.Err(); err != nil {
+		return err
+	}
 	b.stage[epoch] = cur
-	b.stageMu.Unlock()
 	b.kept.stage(epoch, cur.staged(), cur.outputs)
-	in.post(ftengine.Staged{Epoch: epoch})
 	return nil
 }
 
@@ -304,6 +329,9 @@ func (in *inbound) receive(c *replica.Conn) (replica.Frame, error) {
 		if err := replica.CheckRuns(m.Runs, in.setup.Blocks); err != nil {
 			return nil, err
 		}
+		if !in.staging.isOpen(1) {
+			return nil, fmt.Errorf("a part of the first epoch after its end: %w", replica.ErrMalformed)
+		}
 		b.imgMu.RLock()
 		placing = true
 		if b.img == nil || in.ctx.Err() != nil {
@@ -318,14 +346,14 @@ func (in *inbound) receive(c *replica.Conn) (replica.Frame, error) {
 	return f, err
 }
 
-// stageMax bounds one staged epoch: a live pass and a final one may each hold
-// every page once.
+// stageMax bounds one staged epoch: the last of its live passes and the final one
+// may each hold every page once, and those before a quarter of them.
 func (in *inbound) stageMax() uint64 {
 	var n uint64
 	for _, b := range in.setup.Blocks {
 		n += b.UsedBytes
 	}
-	return 2*n + replica.MaxPageData
+	return 3*n + replica.MaxPageData
 }
 
 // settleNow has the work goroutine do what is left to do for runs of the first

@@ -15,6 +15,7 @@ import (
 type pacer struct {
 	mu sync.Mutex
 	c  *pace.Controller
+	of *link // whose epochs count; what an older one still brings does not
 }
 
 // newPacer follows p, within what the configuration says.
@@ -31,30 +32,37 @@ func (p *pacer) set(l pace.Limits) {
 	p.c.SetLimits(l)
 }
 
-func (p *pacer) captured(at time.Time, e pace.Epoch) {
+func (p *pacer) captured(l *link, at time.Time, e pace.Epoch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.Captured(at, e)
+	if l == p.of {
+		p.c.Captured(at, e)
+	}
 }
 
 // shipped tells that the next epoch was handed to the kernel, which took so long.
-func (p *pacer) shipped(at time.Time, bytes int, busy time.Duration) {
+func (p *pacer) shipped(l *link, at time.Time, bytes int, busy time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.Shipped(at, bytes, busy)
+	if l == p.of {
+		p.c.Shipped(at, bytes, busy)
+	}
 }
 
 // acked tells that the backup has the next epoch, so long after its pause began.
-func (p *pacer) acked(at time.Time, lag time.Duration) {
+func (p *pacer) acked(l *link, at time.Time, lag time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.c.Acked(at, lag)
+	if l == p.of {
+		p.c.Acked(at, lag)
+	}
 }
 
 // newSession forgets what was on its way.
-func (p *pacer) newSession() {
+func (p *pacer) newSession(l *link) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.of = l
 	p.c.NewSession()
 }
 

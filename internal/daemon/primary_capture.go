@@ -201,6 +201,13 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 	if p.cap == nil || l == nil {
 		return false, errNoCapture
 	}
+	// The tracker may be the next session's already.
+	if err := l.ctx.Err(); err != nil {
+		return false, err
+	}
+	if err := l.waitRoom(); err != nil {
+		return false, err
+	}
 	p.pacer.begin()
 	pages, err := p.beforePause(l, a)
 	if err != nil {
@@ -227,6 +234,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 			told = shipped && l.post(ftengine.Captured{Epoch: a.Epoch})
 		}
 	}})
+	ended := time.Now()
 	frames := p.out.ended(err == nil || shipped)
 	if late != nil {
 		if lerr := l.enqueue(shipment{epoch: a.Epoch, batch: late}); err == nil {
@@ -245,7 +253,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 		}
 		return told, err
 	}
-	p.captured(l, a.Epoch, pages, c.Phases)
+	p.captured(l, a.Epoch, pages, c.Phases, ended)
 	if c.Batch != nil {
 		c.Batch.Free() // empty
 	}
@@ -259,9 +267,8 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 }
 
 // captured notes a checkpoint, of which livePages were copied before the pause.
-func (p *primary) captured(l *link, k ftengine.Epoch, livePages int, ph capture.Phases) {
-	now := time.Now()
-	p.pacer.captured(now, pace.Epoch{Pause: time.Duration(ph.PausedNs), Hold: time.Duration(ph.HoldNs), Pages: livePages + ph.Pages, InPausePages: ph.Pages})
+func (p *primary) captured(l *link, k ftengine.Epoch, livePages int, ph capture.Phases, now time.Time) {
+	p.pacer.captured(l, now, pace.Epoch{Pause: time.Duration(ph.PausedNs + ph.LivePausedNs), Hold: time.Duration(ph.HoldNs), Pages: livePages + ph.Pages, InPausePages: ph.Pages})
 	p.stats.captured(l, k, taken{generation: p.generation(), pausedAt: p.pausedAt(), endedAt: now, phases: ph, livePages: livePages})
 }
 

@@ -13,14 +13,16 @@ import (
 // laneJobsMax bounds the messages' worth of pages that wait for one stream.
 const laneJobsMax = 2
 
-// uses counts who still needs a batch.
+// uses counts who still needs a batch that a link was given.
 type uses struct {
+	link  *link
 	batch *capture.Batch
+	bytes int64
 	n     atomic.Int32
 }
 
-func newUses(b *capture.Batch) *uses {
-	u := &uses{batch: b}
+func newUses(l *link, b *capture.Batch) *uses {
+	u := &uses{link: l, batch: b, bytes: int64(len(b.Data))}
 	u.n.Store(1)
 	return u
 }
@@ -30,6 +32,11 @@ func (u *uses) add() { u.n.Add(1) }
 func (u *uses) done() {
 	if u.n.Add(-1) == 0 {
 		u.batch.Free()
+		u.link.lent.Add(-u.bytes)
+		select {
+		case u.link.paid <- struct{}{}:
+		default:
+		}
 	}
 }
 

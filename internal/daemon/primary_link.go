@@ -24,6 +24,8 @@ type link struct {
 	cancel context.CancelFunc
 	ship   chan shipment // what the data connections have to send, in order
 
+	lent    atomic.Int64             // bytes of pages that were enqueued and are not freed
+	paid    chan struct{}            // capacity 1: some of them were
 	packing *lean.Packing            // of the shipper
 	blocks  atomic.Pointer[[]uint64] // sizes of the guest's RAM blocks; set before the first batch
 	shipMu  sync.Mutex
@@ -165,7 +167,7 @@ func (p *primary) connect() {
 
 // adopt makes s the link and reads from it until it ends.
 func (p *primary) adopt(s *replica.Session) {
-	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax), packing: lean.NewPacking(packMode(p.d.cfg))}
+	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax), paid: make(chan struct{}, 1), packing: lean.NewPacking(packMode(p.d.cfg))}
 	l.ctx, l.cancel = context.WithCancel(p.ctx)
 	var err error
 	l.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp { return replica.Stamp{Generation: p.generation()} }))
@@ -187,7 +189,7 @@ func (p *primary) adopt(s *replica.Session) {
 	p.mu.Lock()
 	p.mark.PeerName = s.Welcome.Host
 	p.mu.Unlock()
-	p.pacer.newSession()
+	p.pacer.newSession(l)
 	p.async(func() { l.shipAll() })
 	p.async(func() { l.fail(l.beat.Run(l.ctx)) })
 	p.async(func() { l.fail(l.read()) })
@@ -270,7 +272,7 @@ func (l *link) shipped(k ftengine.Epoch, x shipped, did laneWork) {
 		t.PackRatio = float64(did.bytes) / float64(did.raw)
 	}
 	l.shipMu.Unlock()
-	l.p.pacer.shipped(x.at, int(x.bytes), x.sending)
+	l.p.pacer.shipped(l, x.at, int(x.bytes), x.sending)
 	l.p.stats.shipped(l, k, x)
 }
 
@@ -281,7 +283,7 @@ func (l *link) acked(k ftengine.Epoch) {
 	if began.IsZero() {
 		began = l.p.pausedAt() // it has been paused, or there were nothing to send
 	}
-	l.p.pacer.acked(now, now.Sub(began))
+	l.p.pacer.acked(l, now, now.Sub(began))
 	l.p.stats.acknowledged(l, k, now)
 }
 

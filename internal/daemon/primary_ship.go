@@ -27,10 +27,10 @@ type shipment struct {
 	last    bool
 }
 
-// free lets go of what s carries.
-func (s *shipment) free() {
+// letGo frees what s carries.
+func (l *link) letGo(s *shipment) {
 	if s.batch != nil {
-		s.batch.Free()
+		newUses(l, s.batch).done()
 	}
 	for i := range s.disk {
 		s.disk[i].Free()
@@ -41,11 +41,13 @@ func (s *shipment) free() {
 // when enqueue fails. It blocks while the queue is full: that is what slows a
 // guest down that dirties more than the connection carries.
 func (l *link) enqueue(s shipment) error {
+	l.owes(&s)
 	select {
 	case l.ship <- s:
+		l.sweepIfOver()
 		return nil
 	case <-l.ctx.Done():
-		s.free()
+		l.letGo(&s)
 		return fmt.Errorf("the connection to the backup is gone: %w", l.ctx.Err())
 	}
 }
@@ -54,33 +56,68 @@ func (l *link) enqueue(s shipment) error {
 func (l *link) tryEnqueue(s shipment) bool {
 	select {
 	case l.ship <- s:
+		l.owes(&s)
+		l.sweepIfOver()
 		return true
 	default:
 		return false
 	}
 }
 
+// sweepIfOver frees what is queued for a link that is over: its shipper may have
+// ended before it was put there.
+func (l *link) sweepIfOver() {
+	for l.ctx.Err() != nil {
+		select {
+		case s := <-l.ship:
+			l.letGo(&s)
+		default:
+			return
+		}
+	}
+}
+
 // shipAll sends what is queued until the link ends, then frees the rest.
 func (l *link) shipAll() {
 	sh := newShipper(l)
-	for {
+	for l.ctx.Err() == nil {
 		select {
 		case s := <-l.ship:
 			if err := sh.send(s); err != nil {
+				// What follows must not be sent: a part of this one is missing.
 				l.fail(err)
+				<-l.ctx.Done()
 			}
 		case <-l.ctx.Done():
-			for {
-				select {
-				case s := <-l.ship:
-					s.free()
-				default:
-					sh.close()
-					return
-				}
-			}
 		}
 	}
+	l.sweepIfOver()
+	sh.close()
+}
+
+// lentBytesMin is how many bytes of pages may always be on their way. More than that
+// and a quarter of the guest's memory is not, or a guest that is much faster
+// than its link would take the host's memory too.
+const lentBytesMin = 256 << 20
+
+// owes counts what a batch takes until it is freed.
+func (l *link) owes(s *shipment) {
+	if s.batch != nil {
+		l.lent.Add(int64(len(s.batch.Data)))
+	}
+}
+
+// waitRoom returns when there is memory for another checkpoint's pages.
+func (l *link) waitRoom() error {
+	most := max(lentBytesMin, int64(l.p.sync.memory.Load()/4))
+	for l.lent.Load() > most {
+		select {
+		case <-l.paid:
+		case <-l.ctx.Done():
+			return l.ctx.Err()
+		}
+	}
+	return nil
 }
 
 // spreadBytesMin is the size of the first batch of an epoch from which the epoch
@@ -110,6 +147,7 @@ type shipper struct {
 
 	// Of the epoch that is being sent.
 	open   bool
+	cut    bool // a batch was sent: it has been decided on spread
 	spread bool // over all streams
 	now    shipped
 	seen   laneWork // by the first lane, before the batch that is sent now
@@ -138,7 +176,7 @@ func (s *shipper) close() {
 
 func (s *shipper) send(x shipment) error {
 	if !s.open {
-		s.begin(x)
+		s.open, s.cut, s.now = true, false, shipped{}
 	}
 	st := replica.Stamp{Generation: s.link.p.generation(), Epoch: uint64(x.epoch)}
 	switch {
@@ -148,12 +186,6 @@ func (s *shipper) send(x shipment) error {
 		return s.sendDisk(st, x.disk)
 	}
 	return s.end(st, &x)
-}
-
-// begin opens an epoch with the first that is sent of it.
-func (s *shipper) begin(x shipment) {
-	s.open, s.now = true, shipped{}
-	s.spread = x.initial || x.batch != nil && len(x.batch.Data) >= spreadBytesMin
 }
 
 // end sends what ends an epoch.
@@ -273,11 +305,15 @@ func framesOf(ps []replica.Packet) []netgate.Frame {
 // sendBatch finds the pages of b that need not travel, and hands the others to
 // the lanes. It owns b.
 func (s *shipper) sendBatch(st replica.Stamp, b *capture.Batch) error {
-	l, u := s.link, newUses(b)
+	l := s.link
+	u := newUses(l, b)
 	defer u.done()
 	filter, err := s.filterOf()
 	if err != nil {
 		return err
+	}
+	if !s.cut {
+		s.cut, s.spread = true, len(b.Data) >= spreadBytesMin
 	}
 	streams := 1
 	if s.spread {

@@ -327,7 +327,8 @@ func (d *Daemon) Epochs(ctx context.Context, domain string, last int, follow boo
 	switch {
 	case p != nil:
 		ctx, cancel := context.WithCancel(ctx)
-		context.AfterFunc(p.ctx, cancel)
+		stop := context.AfterFunc(p.ctx, cancel)
+		context.AfterFunc(ctx, func() { stop() })
 		return p.stats.follow(ctx, last, follow), nil
 	case b != nil:
 		return nil, control.Errorf(control.CodeConflict, "run virt-ft epochs on host "+b.peerName(), "this host stands by for %s", b.name)

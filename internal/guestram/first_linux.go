@@ -48,7 +48,7 @@ func (t *uffdTracker) firstOfFile(b *tracked, dst []Range) ([]Range, error) {
 		if p.empty {
 			continue
 		}
-		err = l.scan(t.pagemap, p.start, p.end, scanWritten, func(pageRegion) error { return nil })
+		err = l.scan(t.pagemap, p.start, p.end, t.written, func(pageRegion) error { return nil })
 		if err != nil {
 			return dst, err
 		}
@@ -82,7 +82,7 @@ func (t *uffdTracker) collectAgain(b *tracked, dst []Range) ([]Range, error) {
 func (t *uffdTracker) settle(b *tracked, start, end uint64, dst []Range) ([]Range, error) {
 	l := &t.lanes[0]
 	t.scratch = t.scratch[:0]
-	err := l.scan(t.pagemap, start, end, scanWritten, func(r pageRegion) error {
+	err := l.scan(t.pagemap, start, end, t.written, func(r pageRegion) error {
 		t.scratch = add(t.scratch, b.index, r.start-b.host, (r.end-r.start)/PageSize)
 		return nil
 	})

@@ -78,7 +78,7 @@ func (t *uffdTracker) work(n int) {
 
 func (l *lane) piece(t *uffdTracker, p *piece) error {
 	b := &t.blocks[p.block]
-	q := scanWritten
+	q := t.written
 	if p.empty {
 		q = scanNew
 	}

@@ -58,6 +58,8 @@ type uffdTracker struct {
 
 	parallelNs int64 // parallelScanNs, but in tests
 
+	written query // how this kernel is asked for what was written
+
 	scratch []Range // of the first pass, and of regions that came to be
 }
 
@@ -108,10 +110,14 @@ func (t *uffdTracker) open(pid int, blocks []Block) error {
 				return err
 			}
 			tb.fileOff, tb.known = b.FileOff, newBitmap(b.Used/PageSize)
+			// A page that came to be, and was swapped out before it was seen,
+			// leaves no trace in page tables: only a mark would tell of it.
+			tb.regions.fillAll()
 		}
 		t.blocks = append(t.blocks, tb)
 	}
-	if t.holesWritten, err = holesAreWritten(); err != nil {
+	t.written = writtenQuery()
+	if t.holesWritten, err = holesAreWritten(t.written); err != nil {
 		return err
 	}
 	return t.hire(lanesHere())

@@ -117,6 +117,9 @@ func TestTrackerKeepsACopyEqual(t *testing.T) {
 		t.Run("together", func(t *testing.T) {
 			keepsEqual(t, shared, huge, func(tr *uffdTracker, rd *Reader) { tr.parallelNs, rd.parallel = 0, 0 })
 		})
+		t.Run("before Linux 6.9", func(t *testing.T) {
+			keepsEqual(t, shared, huge, func(tr *uffdTracker, _ *Reader) { tr.written = scanWrittenSure })
+		})
 		t.Run("holes apart", func(t *testing.T) {
 			keepsEqual(t, shared, huge, func(tr *uffdTracker, _ *Reader) { tr.holesWritten = false })
 		})
@@ -357,5 +360,14 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	})
 	if err != nil || n != 0 {
 		t.Errorf("%v allocations, %v", n, err)
+	}
+}
+
+func TestQueryForKernel(t *testing.T) {
+	for release, want := range map[string]query{"6.18.0": scanWritten, "6.9.0-rc1": scanWritten, "7.0": scanWritten, "6.8.12-generic": scanWrittenSure,
+		"6.7.0": scanWrittenSure, "": scanWrittenSure, "something": scanWrittenSure} {
+		if got := queryFor(release); got != want {
+			t.Errorf("Linux %q is asked by query %d, want %d", release, got, want)
+		}
 	}
 }

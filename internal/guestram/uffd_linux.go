@@ -152,12 +152,13 @@ func slicesContain(vec []pageRegion, addr uint64) bool {
 type query int
 
 const (
-	scanAll     query = iota // written, or not present; and which of it
-	scanWritten              // written; the kernel has a fast path for just this
-	scanNew                  // written, and something is there: not holes
-	scanHoles                // neither present nor swapped out nor marked
-	scanPresent              // present; arms nothing
-	scanThere                // present, swapped out or marked; arms nothing
+	scanAll         query = iota // written, or not present; and which of it
+	scanWritten                  // written; the kernel has a fast path for just this
+	scanWrittenSure              // the same, without that path
+	scanNew                      // written, and something is there: not holes
+	scanHoles                    // neither present nor swapped out nor marked
+	scanPresent                  // present; arms nothing
+	scanThere                    // present, swapped out or marked; arms nothing
 )
 
 func scanArg(start, end uint64, vec []pageRegion, q query) pmScanArg {
@@ -172,6 +173,8 @@ func scanArg(start, end uint64, vec []pageRegion, q query) pmScanArg {
 		a.inverted, a.anyof = pageIsPresent, pageIsWritten|pageIsPresent
 	case scanWritten:
 		a.mask, a.ret = pageIsWritten, pageIsWritten
+	case scanWrittenSure:
+		a.mask, a.ret = pageIsWritten, pageIsWritten|pageIsPresent
 	case scanNew:
 		a.mask, a.anyof = pageIsWritten, pageIsPresent|pageIsSwapped
 	case scanHoles:
@@ -186,10 +189,29 @@ func scanArg(start, end uint64, vec []pageRegion, q query) pmScanArg {
 
 var errStuck = errors.New("PAGEMAP_SCAN makes no progress")
 
-// holesAreWritten tells whether a scan for what was written reports and arms
+// writtenQuery is how this kernel is asked for what was written. Before Linux 6.9
+// (and 6.8.10) the fast path takes some pages that were written and are swapped
+// out, or being moved, for armed ones (mended by commit 2c7ad9a590d1).
+func writtenQuery() query {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // cannot fail with a valid pointer
+	return queryFor(unix.ByteSliceToString(u.Release[:]))
+}
+
+// queryFor is writtenQuery for a kernel of that release. One whose release says
+// nothing is not trusted.
+func queryFor(release string) query {
+	var major, minor int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && (major > 6 || major == 6 && minor >= 9) {
+		return scanWritten
+	}
+	return scanWrittenSure
+}
+
+// holesAreWritten tells whether q, a scan for what was written, reports and arms
 // page-table holes of this kernel too, as Linux 6.18 does: then a discarded
 // huge page needs no walk of its own. It tries, on memory of our own.
-func holesAreWritten() (bool, error) {
+func holesAreWritten(q query) (bool, error) {
 	fd, _, e := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|uffdUserModeOnly, 0, 0)
 	if e != 0 {
 		return false, needsKernel("userfaultfd", e)
@@ -216,7 +238,7 @@ func holesAreWritten() (bool, error) {
 	whole := (start + regionBytes - 1) / regionBytes * regionBytes
 	for _, want := range []uint64{regionBytes, 0} { // and only once
 		found := uint64(0)
-		err := l.scan(pm, whole, whole+regionBytes, scanWritten, func(r pageRegion) error {
+		err := l.scan(pm, whole, whole+regionBytes, q, func(r pageRegion) error {
 			found += r.end - r.start
 			return nil
 		})

@@ -56,6 +56,9 @@ const (
 	throttleMaxMax = 0.95
 	ackMaxMin      = time.Millisecond
 	timeMax        = time.Hour
+	// pauseCounts is what of a pause the guest is paid back at most: a longer one
+	// is a host that stood still, or a monitor that was late with its word.
+	pauseCounts = time.Second
 )
 
 func (l Limits) sane() Limits {
@@ -164,7 +167,7 @@ func (c *Controller) Captured(now time.Time, e Epoch) {
 	e.Hold = clamp(e.Hold, 0, e.Pause)
 	e.Pages, e.InPausePages = max(e.Pages, 0), max(e.InPausePages, 0)
 	paused := e.Pause - e.Hold
-	c.budget.spend(now, paused, c.limits.PauseShareMax)
+	c.budget.spend(now, min(paused, pauseCounts), c.limits.PauseShareMax)
 	if c.began.IsZero() {
 		c.began = now.Add(-e.Pause)
 	}
