@@ -6,7 +6,7 @@ GOFLAGS_BUILD := -trimpath
 PKG ?= ./...
 RUN ?= .
 # Packages run one after the other: each lab wants the machine for itself.
-GOTEST := go run ./test/gotest -count=1 -p 1 -timeout 20m -run '$(RUN)' $(if $(V),-v)
+GOTEST := go run ./test/gotest -count=1 -p 1 -timeout 25m -run '$(RUN)' $(if $(V),-v)
 FUZZTIME ?= 10s
 
 .PHONY: help

@@ -211,12 +211,12 @@ func needKVM(t testing.TB) {
 	f.Close()
 }
 
-// The backup's memory equals the stopped guest's, byte for byte, after hundreds
-// of epochs, for all shapes of guests.
+// The backup's memory equals the stopped guest's, byte for byte, after many
+// epochs, for all shapes of guests.
 func TestReplicaEqualsGuest(t *testing.T) {
-	epochs := 300
+	epochs := 120
 	if testing.Short() {
-		epochs = 100
+		epochs = 60
 	}
 	kvm := []string{"-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "64"}
 	memfd := []string{"-object", "memory-backend-memfd,id=pc.ram,size=64M,share=on"}

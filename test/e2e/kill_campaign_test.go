@@ -12,7 +12,7 @@ import (
 // before the first is whole again. The guest never stops for long; protection
 // resumes, or says that it ended and can be asked for again; nothing is left.
 func TestKilledAnywhere(t *testing.T) {
-	n := rounds(8)
+	n := rounds(5)
 	s := besiege(t, lab.GuestOptions{}, n)
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	for i := range n {
@@ -48,7 +48,7 @@ func TestKilledAnywhere(t *testing.T) {
 // TestKilledInTheCheckpoint kills the primary's daemon while QEMU has the
 // guest stopped for it, many times in a row. Only the guest's life counts.
 func TestKilledInTheCheckpoint(t *testing.T) {
-	n := rounds(10)
+	n := rounds(6)
 	s := besiege(t, lab.GuestOptions{}, n)
 	pid, err := s.home.QEMU(s.name)
 	s.must(err)

@@ -14,7 +14,7 @@ import (
 // other host, with the right memory, or it is lost and both daemons say so;
 // nothing half-loaded is left, and never do two run.
 func TestKilledInTheTakeOver(t *testing.T) {
-	n := rounds(3)
+	n := rounds(2)
 	s := besiege(t, lab.GuestOptions{}, 2*n)
 	survived := 0
 	for i := range n {
