@@ -114,7 +114,7 @@ func (c *Client) Events(ctx context.Context, emit func(Event) error) error {
 // Epochs calls emit for the last acknowledged checkpoints of a domain, the oldest
 // first: at most last, all that the daemon keeps when it is negative. With follow
 // it goes on with those to come until ctx ends, which is not an error, emit
-// returns one, or the protection ends.
+// returns one, or the daemon ends the stream, which is one.
 func (c *Client) Epochs(ctx context.Context, domain string, last int, follow bool, emit func(Epoch) error) error {
 	q := url.Values{"domain": {domain}}
 	if last >= 0 {
@@ -123,7 +123,11 @@ func (c *Client) Epochs(ctx context.Context, domain string, last int, follow boo
 	if follow {
 		q.Set("follow", "1")
 	}
-	return streamOf(ctx, c, "epochs", q, emit)
+	err := streamOf(ctx, c, "epochs", q, emit)
+	if err != nil || ctx.Err() != nil || !follow {
+		return err
+	}
+	return Errorf(CodeUnavailable, "virt-ft status "+domain+" tells", "the stream of epochs ended: the protection did, or this program reads too slowly")
 }
 
 // streamOf calls emit with each value of a stream until it ends, or ctx does.
