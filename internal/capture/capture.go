@@ -135,6 +135,7 @@ type Session struct {
 	recent    [recentEpochs]int
 	epochs    int
 	livePages int
+	converged int // of those, by Converge
 	ramPages  int
 
 	livePausedNs int64 // of those, with PinnedIO

@@ -39,6 +39,7 @@ func (s *Session) Converge(ctx context.Context, passesMax int, emit func(*Batch)
 		n, err := s.live(ctx, emit)
 		pages += n
 		s.livePages += n
+		s.converged += n
 		if err != nil {
 			return pages, err
 		}
@@ -53,7 +54,7 @@ func (s *Session) Converge(ctx context.Context, passesMax int, emit func(*Batch)
 // passFits tells whether another pass leaves the epoch small enough: those of a
 // guest that writes to most of its memory all the time would add up to several
 // times that. The first epoch, of which nothing is kept in one piece, may.
-func (s *Session) passFits() bool { return s.epochs == 0 || s.livePages <= s.ramPages/4 }
+func (s *Session) passFits() bool { return s.epochs == 0 || s.converged <= s.ramPages/4 }
 
 // passPays tells whether a further live pass is worth it after one that found
 // so many pages, and one before it that found before.

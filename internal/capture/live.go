@@ -194,7 +194,7 @@ func (s *Session) Checkpoint(ctx context.Context, o CheckpointOptions) (*Checkpo
 	c.Phases.Pages, c.Phases.DeviceBytes = w.copied/guestram.PageSize, len(c.Device)
 	s.recent = [recentEpochs]int{s.recent[1], s.livePages + c.Phases.Pages}
 	c.Phases.LivePausedNs = s.livePausedNs
-	s.epochs, s.livePages, s.livePausedNs = min(s.epochs+1, recentEpochs), 0, 0
+	s.epochs, s.livePages, s.converged, s.livePausedNs = min(s.epochs+1, recentEpochs), 0, 0, 0
 	return c, nil
 }
 
