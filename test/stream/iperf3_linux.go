@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // missingError says which program this machine lacks.
@@ -71,14 +72,32 @@ func (p *iperf3) close() {
 	_ = p.server.Wait()         // killed, as it should be
 }
 
+// connectTries is how often, connectPause apart, the server is looked for.
+const (
+	connectTries = 100
+	connectPause = 50 * time.Millisecond
+)
+
 // move sends bytes over so many connections, in iperf3's usual way: writes of
 // 128 KiB from one buffer.
 func (p *iperf3) move(ctx context.Context, streams int, bytes int64) (cost, error) {
-	cmd := exec.CommandContext(ctx, p.program, "-c", "127.0.0.1", "-p", p.port, "-P", strconv.Itoa(streams),
-		"-n", strconv.FormatInt(bytes, 10), "-J")
-	out, err := cmd.Output()
-	if err != nil {
-		return cost{}, fmt.Errorf("iperf3: %w: %s", err, iperf3Error(out))
+	var out []byte
+	for try := 1; ; try++ {
+		var err error
+		out, err = exec.CommandContext(ctx, p.program, "-c", "127.0.0.1", "-p", p.port, "-P", strconv.Itoa(streams),
+			"-n", strconv.FormatInt(bytes, 10), "-J").Output()
+		if err == nil {
+			break
+		}
+		// Its server closes its port between two tests, for a moment.
+		if why := iperf3Error(out); try == connectTries || !strings.Contains(why, "unable to connect") {
+			return cost{}, fmt.Errorf("iperf3: %w: %s", err, why)
+		}
+		select {
+		case <-time.After(connectPause):
+		case <-ctx.Done():
+			return cost{}, ctx.Err()
+		}
 	}
 	c, err := parseIperf3(out)
 	if err != nil {
