@@ -61,9 +61,6 @@ func newCrew(lanes int) (*crew, error) {
 	return c, nil
 }
 
-// lanes is how many lanes a task may be given.
-func (c *crew) lanes() int { return len(c.wake) + 1 }
-
 // run has t done, by the caller alone (as lane 0) or with all helpers.
 func (c *crew) run(t task, together bool) {
 	if !together || len(c.wake) == 0 {
