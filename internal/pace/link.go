@@ -18,6 +18,8 @@ const (
 	// boundPart: sends block on the link if they are not faster than this
 	// part's inverse times what arrives.
 	boundPart = 0.5
+	// trustLags times the last arrival is what the next may be expected to take.
+	trustLags = 2
 	// usualPart and offeredPart are how fast averages for each epoch follow.
 	usualPart   = 0.2
 	offeredPart = 0.5
@@ -226,12 +228,27 @@ func (l *link) backlog(now time.Time) time.Duration {
 	return seconds(bytes / l.carriedBps)
 }
 
+// expected is the backlog as far as there is reason to believe in it. As long as
+// sends do not block, what epochs carried was as much their size as the link: then
+// none is expected to take much longer than the last one that arrived.
+func (l *link) expected(now time.Time) time.Duration {
+	if l.bound() {
+		return l.backlog(now)
+	}
+	return min(l.backlog(now), trustLags*l.lag)
+}
+
+// bound tells that sends block on the link, or on the backup behind it.
+func (l *link) bound() bool {
+	return l.sentSec > 0 && l.carriedBps > boundPart*l.sentBytes/l.sentSec
+}
+
 // late is how late what was just captured is expected to arrive because of the
 // bytes before it and its own: for as long as it takes to send them or, if sends
 // block on the link, as the last arrival took.
 func (l *link) late(now time.Time) time.Duration {
 	late := l.queued(now)
-	if l.sentSec > 0 && l.carriedBps > boundPart*l.sentBytes/l.sentSec {
+	if l.bound() {
 		late = max(late, l.lag)
 	}
 	return late

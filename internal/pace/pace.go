@@ -243,7 +243,7 @@ func (c *Controller) linkWait(now time.Time, since time.Duration) time.Duration 
 	if c.throttle.share > 0 {
 		most = c.limits.AckMax / 2 // it is held for that, too
 	}
-	arrive := min(c.link.backlog(now)-c.limits.AckMax/2, most-since)
+	arrive := min(c.link.expected(now)-c.limits.AckMax/2, most-since)
 	return max(send, arrive, 0)
 }
 

@@ -230,6 +230,17 @@ func TestSlowBackup(t *testing.T) {
 	}
 }
 
+// TestSuddenWork: small epochs tell little of how fast a link is; large ones that
+// follow are not put off for what the small ones took.
+func TestSuddenWork(t *testing.T) {
+	x := newWorld(testLimits(), guest{pagesPerSec: 4000, hotPages: 400}, wire{bps: 4 * gbit, latency: 25e-3, inFlight: 16, hidden: 4 * mib})
+	x.run(5)
+	x.g = guest{pagesPerSec: 400_000, hotPages: 5000}
+	if slow := most(x.run(5), intervalOf); slow > 0.2 {
+		t.Errorf("%.0f ms between checkpoints", 1e3*slow)
+	}
+}
+
 // TestInterval: where between Min and Idle checkpoints come.
 func TestInterval(t *testing.T) {
 	l := testLimits()
