@@ -38,9 +38,9 @@ func samples() []Message {
 			QEMUVersion: 7002022, LibVersion: 9000000, VCPUs: 2, Epochs: EpochConfig{5e6, 1e8, 2},
 			Arbiter: "file", ArbiterIdentity: "/srv/ft", Durability: DurabilityFsync, Disks: sampleDisks()},
 		&Ready{Disks: []DiskReady{{"/srv/web1-vda.raw", true}, {"/srv/web1-sdb.raw", false}}}, &Device{Blob: []byte("QEVM...")}, &Output{samplePackets()}, &Input{samplePackets()[1:]},
-		&EpochEnd{Pages: 3, Packets: 2, DiskWrites: 9, Flags: EpochInitial, CapturedUnixNs: 1234567890, Streams: 6},
+		&EpochEnd{Pages: 3, Packets: 2, DiskWrites: 9, Flags: EpochInitial, CapturedUnixNs: 1234567890, Streams: 6, Clock: GuestClock{5e12, 1234567000, 1234566000}},
 		&Ack{}, &Committed{}, &Dropped{}, &Rehearsed{OK: false, Reason: "did not load"}, &Released{},
-		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9},
+		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9, CameUnixNs: 1234567890, UnixNs: 1234567999},
 		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
 		&DiskSums{Disk: 1, FirstBlock: 0x1000, Sums: []byte("sixteen bytes ofa sum, then more")}, &StreamEnd{Pages: 77},
 	}
@@ -351,7 +351,7 @@ func genMessage(t *rapid.T) Message {
 	case *Device:
 		return &Device{rapid.SliceOf(rapid.Byte()).Draw(t, "blob")}
 	case *EpochEnd:
-		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at"), rapid.Uint8().Draw(t, "streams") &^ 1}
+		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at"), rapid.Uint8().Draw(t, "streams") &^ 1, GuestClock{u64.Draw(t, "clock"), u64.Draw(t, "realtime"), u64.Draw(t, "paused")}}
 	case *StreamEnd:
 		return &StreamEnd{u64.Draw(t, "pages")}
 	case *Output:
@@ -363,7 +363,7 @@ func genMessage(t *rapid.T) Message {
 	case *Heartbeat:
 		return &Heartbeat{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "ns")}
 	case *HeartbeatAck:
-		return &HeartbeatAck{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "ns")}
+		return &HeartbeatAck{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "ns"), rapid.Int64().Draw(t, "came"), rapid.Int64().Draw(t, "unix")}
 	case *GuestDead:
 		return &GuestDead{text.Draw(t, "reason")}
 	case *StandDown:

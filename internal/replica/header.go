@@ -12,7 +12,7 @@ const (
 	// HeaderBytes is the size of the header of every message.
 	HeaderBytes = 56
 	// VersionMin and VersionMax are the protocol versions spoken here.
-	VersionMin, VersionMax = 2, 2
+	VersionMin, VersionMax = 3, 3
 	// handshakeVersion is in the header of Hello, Welcome and Refuse, in every
 	// version of the protocol, so that strangers can refuse each other.
 	handshakeVersion = 1

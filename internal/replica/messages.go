@@ -230,6 +230,15 @@ const (
 	EpochFinal   EpochFlags = 1 << 1 // the last: the guest was shut down
 )
 
+// GuestClock says what the guest's own clock was at an instant of the primary's
+// CLOCK_REALTIME, and when it last stood still. All zero if that is not known: the
+// guest has no clock that goes on while it is stopped.
+type GuestClock struct {
+	ClockNs    uint64 // of the guest
+	RealtimeNs uint64 // of the primary, at that instant
+	PausedNs   uint64 // of the primary's CLOCK_REALTIME, when the pause of the epoch was seen to begin
+}
+
 // EpochEnd ends an epoch on the first data connection, after its Pages, its
 // DiskWrites, its Device and its Outputs. Those of the others that carried pages of
 // it end it with a StreamEnd: it is whole when all these have arrived.
@@ -240,6 +249,7 @@ type EpochEnd struct {
 	Flags          EpochFlags
 	CapturedUnixNs int64 // wall clock of the primary; for people, never for logic
 	Streams        uint8 // further data connections that carried pages of the epoch: bit i is stream i; bit 0 is not set
+	Clock          GuestClock
 }
 
 // Ack says that the backup has staged the header's epoch completely, its
@@ -270,10 +280,13 @@ type Heartbeat struct {
 	SentNs int64  // sender's clock, from an origin of its own
 }
 
-// HeartbeatAck returns a heartbeat's fields.
+// HeartbeatAck returns a heartbeat's fields, and tells what the clock on the wall
+// of its sender showed (CLOCK_REALTIME, Unix nanoseconds) when the heartbeat came
+// and when this was sent.
 type HeartbeatAck struct {
-	Seq      uint64
-	EchoedNs int64
+	Seq                uint64
+	EchoedNs           int64
+	CameUnixNs, UnixNs int64
 }
 
 // GuestDead says that QEMU died on the primary and that its outputs are closed.
@@ -342,6 +355,9 @@ func (m *EpochEnd) fields(c *codec) {
 	c.i64("capturedUnixNs", &m.CapturedUnixNs)
 	c.u8("streams", &m.Streams)
 	c.check(m.Streams&1 == 0, "streams", "names the first data connection, which EpochEnd itself ends")
+	c.u64("clockNs", &m.Clock.ClockNs)
+	c.u64("clockRealtimeNs", &m.Clock.RealtimeNs)
+	c.u64("pausedRealtimeNs", &m.Clock.PausedNs)
 }
 
 func (m *Rehearsed) fields(c *codec) {
@@ -359,6 +375,8 @@ func (m *HeartbeatAck) fields(c *codec) {
 	c.u64("seq", &m.Seq)
 	c.check(m.Seq > 0, "seq", "zero is invalid")
 	c.i64("echoedNs", &m.EchoedNs)
+	c.i64("cameUnixNs", &m.CameUnixNs)
+	c.i64("unixNs", &m.UnixNs)
 }
 
 func (m *Error) fields(c *codec) {

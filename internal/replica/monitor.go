@@ -18,6 +18,13 @@ type MonitorOptions struct {
 	// Boottime, which counts while the host is suspended. Every instant a
 	// Monitor returns is of this clock, and is to be compared with it only.
 	Now func() time.Time
+	// Wall is CLOCK_REALTIME in Unix nanoseconds; nil: time.Now's.
+	Wall func() int64
+	// Exchanged, if not nil, is told of each heartbeat that was answered what the
+	// clocks on the walls showed: here when it was sent, there when it came and when
+	// the answer was sent, and here when that came, in Unix nanoseconds. It is called
+	// with a lock held and must not block.
+	Exchanged func(sent, came, answered, back int64)
 }
 
 // Monitor sends heartbeats on a control connection and keeps its Pulse. Run
@@ -32,6 +39,28 @@ type Monitor struct {
 	mu    sync.Mutex
 	pulse *Pulse
 	reply *HeartbeatAck // to be sent by Run; a newer one replaces an older one
+	sent  wallTimes     // of our heartbeats
+}
+
+// wallTimes are when the last heartbeats were sent, by number.
+type wallTimes [pulseWindow]struct {
+	seq    uint64
+	unixNs int64
+}
+
+func (w *wallTimes) set(seq uint64, unixNs int64) {
+	w[seq%pulseWindow].seq, w[seq%pulseWindow].unixNs = seq, unixNs
+}
+
+// take returns the time of a heartbeat, once.
+func (w *wallTimes) take(seq uint64) (unixNs int64, ok bool) {
+	e := &w[seq%pulseWindow]
+	ok = seq > 0 && e.seq == seq
+	unixNs = e.unixNs
+	if ok {
+		e.seq = 0
+	}
+	return unixNs, ok
 }
 
 // NewMonitor returns a Monitor for control; silence counts from now.
@@ -45,6 +74,9 @@ func newMonitor(send func(context.Context, Stamp, Message) error, o MonitorOptio
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Wall == nil {
+		o.Wall = func() int64 { return time.Now().UnixNano() }
 	}
 	if o.Stamp == nil {
 		o.Stamp = func() Stamp { return Stamp{} }
@@ -94,11 +126,14 @@ func (m *Monitor) collect(due bool) (silentAt time.Time, outbox []Message) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.reply != nil {
+		m.reply.UnixNs = m.o.Wall()
 		outbox = append(outbox, m.reply)
 		m.reply = nil
 	}
 	if due {
-		outbox = append(outbox, m.pulse.Beat(m.o.Now()))
+		beat := m.pulse.Beat(m.o.Now())
+		m.sent.set(beat.Seq, m.o.Wall())
+		outbox = append(outbox, beat)
 	}
 	return m.pulse.SilentAt(), outbox
 }
@@ -128,13 +163,19 @@ func (m *Monitor) Observe(f Frame) (handled bool, err error) {
 	switch msg := f.Msg.(type) {
 	case *Heartbeat:
 		m.reply = m.pulse.Reply(now, msg)
+		m.reply.CameUnixNs = m.o.Wall()
 		select {
 		case m.wake <- struct{}{}:
 		default:
 		}
 		return true, nil
 	case *HeartbeatAck:
-		return true, m.pulse.Answer(now, msg)
+		back := m.o.Wall()
+		err := m.pulse.Answer(now, msg)
+		if sent, ok := m.sent.take(msg.Seq); ok && err == nil && m.o.Exchanged != nil {
+			m.o.Exchanged(sent, msg.CameUnixNs, msg.UnixNs, back)
+		}
+		return true, err
 	}
 	m.pulse.Heard(now)
 	return false, nil

@@ -90,6 +90,47 @@ func TestMonitorsKeepEachOtherAlive(t *testing.T) {
 	})
 }
 
+// TestExchanged: two monitors with clocks on the wall that differ learn from each
+// heartbeat bounds for the difference, and it lies within.
+func TestExchanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ahead, there, back = 5_000_000_000, 30 * time.Millisecond, 10 * time.Millisecond
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var a, b *Monitor
+		told := 0
+		deliver := func(to **Monitor, after time.Duration) func(context.Context, Stamp, Message) error {
+			return func(_ context.Context, _ Stamp, m Message) error {
+				go func() {
+					time.Sleep(after)
+					if _, err := (*to).Observe(Frame{Msg: m}); err != nil {
+						t.Error(err)
+					}
+				}()
+				return nil
+			}
+		}
+		a, _ = newMonitor(deliver(&b, there), MonitorOptions{Period: testPeriod, Limit: testLimit, Exchanged: func(sent, came, answered, home int64) {
+			told++
+			if lo, hi := answered-home, came-sent; lo > ahead || hi < ahead || hi-lo != int64(there+back) {
+				t.Errorf("the difference is said to be from %d to %d, it is %d", lo, hi, int64(ahead))
+			}
+		}})
+		b, _ = newMonitor(deliver(&a, back), MonitorOptions{Period: testPeriod, Limit: testLimit, Wall: func() int64 { return time.Now().UnixNano() + ahead }})
+		done := make(chan error, 2)
+		go func() { done <- a.Run(ctx) }()
+		go func() { done <- b.Run(ctx) }()
+		time.Sleep(10*testPeriod + testPeriod/2)
+		cancel()
+		<-done
+		<-done
+		synctest.Wait()
+		if told < 9 {
+			t.Errorf("%d exchanges in 10 periods", told)
+		}
+	})
+}
+
 func TestBlockedSendIsSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

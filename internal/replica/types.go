@@ -137,7 +137,7 @@ func kindOf(t Type) kind {
 	case TypeOutput:
 		return kind{"Output", MaxOutputBytes, DataChannel, false, func() Message { return new(Output) }}
 	case TypeEpochEnd:
-		return kind{"EpochEnd", 37, DataChannel, false, func() Message { return new(EpochEnd) }}
+		return kind{"EpochEnd", 61, DataChannel, false, func() Message { return new(EpochEnd) }}
 	case TypeAck:
 		return kind{"Ack", 0, ControlChannel, false, func() Message { return new(Ack) }}
 	case TypeCommitted:
@@ -151,7 +151,7 @@ func kindOf(t Type) kind {
 	case TypeHeartbeat:
 		return kind{"Heartbeat", 16, ControlChannel, false, func() Message { return new(Heartbeat) }}
 	case TypeHeartbeatAck:
-		return kind{"HeartbeatAck", 16, ControlChannel, false, func() Message { return new(HeartbeatAck) }}
+		return kind{"HeartbeatAck", 32, ControlChannel, false, func() Message { return new(HeartbeatAck) }}
 	case TypeGuestDead:
 		return kind{"GuestDead", maxSmallPayload, ControlChannel, false, func() Message { return new(GuestDead) }}
 	case TypeStandDown:
