@@ -125,10 +125,17 @@ var (
 	ErrRunning = errors.New("already RUNNING: the right cannot be handed back")
 	// ErrUnknown means that an operation may or may not have taken effect.
 	ErrUnknown = errors.New("outcome unknown")
+	// ErrUndecided means that the arbiter gave this claim no answer, and that
+	// nothing it was asked can take effect later: the right was not given, and
+	// only another Claim can win it. Who else holds it is not known.
+	ErrUndecided = errors.New("undecided, and nothing was changed")
 	// ErrStorage means that the storage is not the one it should be: gone,
 	// replaced, or holding records which nobody of us wrote.
 	ErrStorage = errors.New("arbiter storage cannot be trusted")
 )
+
+// undecided marks err as one before which nothing was changed.
+func undecided(err error) error { return fmt.Errorf("%w: %w", ErrUndecided, err) }
 
 // OpError says which operation on which claim failed.
 type OpError struct {

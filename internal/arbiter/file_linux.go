@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,9 +27,10 @@ const defaultOpTimeout = 5 * time.Second
 // other host's steps visible at once. A generation takes two small files;
 // delete DIR/DOMAIN only when the domain is unprotected on every host.
 //
-// One operation runs at a time. When storage hangs, an operation returns
-// ErrUnknown at its deadline (the context's, at most Timeout) while its
-// goroutine stays in the kernel; later operations wait for it.
+// One operation runs at a time. When storage hangs, an operation returns at its
+// deadline (the context's, at most Timeout) while its goroutine stays in the
+// kernel; later operations wait for it. The error is ErrUndecided if it had not
+// begun to place a step, which it then never does; else ErrUnknown.
 type File struct {
 	dir     string
 	id      string // of the directory, as it was when opened
@@ -69,10 +70,9 @@ func OpenFile(ctx context.Context, dir string, o FileOptions) (*File, error) {
 		f.timeout = defaultOpTimeout
 	}
 	if f.machine == "" {
-		b, _ := os.ReadFile("/etc/machine-id") // absent in some containers: then names alone tell hosts apart
-		f.machine = strings.TrimSpace(string(b))
+		f.machine = machineID()
 	}
-	id, err := timed(ctx, f, "open", Claim{}, func(ctx context.Context) (string, error) {
+	id, err := timed(ctx, f, "open", Claim{}, func(ctx context.Context, _ *attempt) (string, error) {
 		return f.identify(ctx, o.Identity)
 	})
 	if err != nil {
@@ -101,25 +101,9 @@ func (f *File) claim(ctx context.Context, op string, c Claim, take bool) (Verdic
 	if err := c.check(); err != nil {
 		return Verdict{}, opError(op, c, err)
 	}
-	return timed(ctx, f, op, c, func(ctx context.Context) (Verdict, error) {
+	return timed(ctx, f, op, c, func(ctx context.Context, try *attempt) (Verdict, error) {
 		var verdict Verdict
-		err := f.advance(ctx, c, func(at, top chain) (Step, error) {
-			if top.generation > c.Generation && !top.free() {
-				verdict = Verdict{Holder: top.last.Host, Step: top.last.Step}
-				return 0, nil
-			}
-			if !at.free() {
-				ours, err := f.holds(at, c)
-				verdict = Verdict{Won: ours, Holder: at.last.Host, Step: at.last.Step}
-				return 0, err
-			}
-			if !take {
-				return 0, ErrOperator
-			}
-			verdict = Verdict{Won: true, Holder: c.Host, Step: StepClaimed}
-			return StepClaimed, nil
-		})
-		if err != nil {
+		if err := f.advance(ctx, try, c, claiming(c, f.machine, take, &verdict)); err != nil {
 			return Verdict{}, err
 		}
 		return verdict, nil
@@ -128,41 +112,12 @@ func (f *File) claim(ctx context.Context, op string, c Claim, take bool) (Verdic
 
 // Confirm implements Arbiter.
 func (f *File) Confirm(ctx context.Context, c Claim) error {
-	return f.step(ctx, "confirm", c, func(at, top chain) (Step, error) {
-		ours, err := f.holds(at, c)
-		switch {
-		case err != nil:
-			return 0, err
-		case at.free():
-			return 0, fmt.Errorf("%w: nobody holds it", ErrNotHolder)
-		case !ours:
-			return 0, fmt.Errorf("%w: held by %s (%s)", ErrNotHolder, at.last.Host, at.last.Step)
-		case top.generation > c.Generation && !top.free():
-			return 0, fmt.Errorf("%w: %s holds generation %d", ErrNotHolder, top.last.Host, top.generation)
-		case at.last.Step == StepRunning:
-			return 0, nil
-		}
-		return StepRunning, nil
-	})
+	return f.step(ctx, "confirm", c, confirming(c, f.machine))
 }
 
 // Withdraw implements Arbiter.
 func (f *File) Withdraw(ctx context.Context, c Claim) error {
-	return f.step(ctx, "withdraw", c, func(at, _ chain) (Step, error) {
-		if at.free() {
-			return 0, nil
-		}
-		ours, err := f.holds(at, c)
-		switch {
-		case err != nil:
-			return 0, err
-		case !ours:
-			return 0, fmt.Errorf("%w: held by %s (%s)", ErrNotHolder, at.last.Host, at.last.Step)
-		case at.last.Step == StepRunning:
-			return 0, ErrRunning
-		}
-		return StepWithdrawn, nil
-	})
+	return f.step(ctx, "withdraw", c, withdrawing(c, f.machine))
 }
 
 // Inspect implements Arbiter.
@@ -171,7 +126,7 @@ func (f *File) Inspect(ctx context.Context, domain string) (Record, error) {
 	if err := checkName("domain", domain); err != nil {
 		return Record{}, opError("inspect", c, err)
 	}
-	return timed(ctx, f, "inspect", c, func(ctx context.Context) (Record, error) {
+	return timed(ctx, f, "inspect", c, func(ctx context.Context, _ *attempt) (Record, error) {
 		if _, err := f.identify(ctx, f.id); err != nil {
 			return Record{}, err
 		}
@@ -179,30 +134,16 @@ func (f *File) Inspect(ctx context.Context, domain string) (Record, error) {
 		if err != nil || top.next == 0 {
 			return Record{}, err
 		}
-		e := top.last
-		return Record{Domain: e.Domain, Generation: e.Generation, Host: e.Host, Step: e.Step, At: e.At}, nil
+		return top.last.record(), nil
 	})
-}
-
-// holds reports whether c's host took the last step. The same host name on
-// another machine is an error: both would believe that they hold the claim.
-func (f *File) holds(at chain, c Claim) (bool, error) {
-	if at.next == 0 || at.last.Host != c.Host {
-		return false, nil
-	}
-	if at.last.Machine != f.machine {
-		return false, fmt.Errorf("%w: another machine also calls itself %q: set `host` in its configuration",
-			ErrStorage, c.Host)
-	}
-	return true, nil
 }
 
 func (f *File) step(ctx context.Context, op string, c Claim, decide decision) error {
 	if err := c.check(); err != nil {
 		return opError(op, c, err)
 	}
-	_, err := timed(ctx, f, op, c, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, f.advance(ctx, c, decide)
+	_, err := timed(ctx, f, op, c, func(ctx context.Context, try *attempt) (struct{}, error) {
+		return struct{}{}, f.advance(ctx, try, c, decide)
 	})
 	return err
 }
@@ -211,7 +152,7 @@ func (f *File) step(ctx context.Context, op string, c Claim, decide decision) er
 // hung network storage cannot be interrupted. The caller gets its answer at the
 // deadline; the slot stays taken until the goroutine is back, so that steps of
 // this host never overtake each other.
-func timed[T any](ctx context.Context, f *File, op string, c Claim, do func(context.Context) (T, error)) (T, error) {
+func timed[T any](ctx context.Context, f *File, op string, c Claim, do func(context.Context, *attempt) (T, error)) (T, error) {
 	var zero T
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
@@ -224,9 +165,9 @@ func timed[T any](ctx context.Context, f *File, op string, c Claim, do func(cont
 		value T
 		err   error
 	}
-	done := make(chan answer, 1)
+	done, try := make(chan answer, 1), new(attempt)
 	go func() {
-		value, err := do(ctx)
+		value, err := do(ctx, try)
 		<-f.slot
 		done <- answer{value, err}
 	}()
@@ -237,9 +178,32 @@ func timed[T any](ctx context.Context, f *File, op string, c Claim, do func(cont
 		}
 		return a.value, nil
 	case <-ctx.Done():
+		if try.abandon() {
+			return zero, opError(op, c, undecided(fmt.Errorf("no answer from %s in time: %w", f.dir, ctx.Err())))
+		}
 		return zero, opError(op, c, fmt.Errorf("%w: no answer from %s in time: %w", ErrUnknown, f.dir, ctx.Err()))
 	}
 }
+
+// attempt is the point of no return of one operation: either it goes on to
+// place its record, or its caller gave up before, and then it never will.
+type attempt struct{ state atomic.Int32 }
+
+const (
+	attemptPlaces    = 1
+	attemptAbandoned = 2
+)
+
+// begin reports whether the operation may place its record.
+func (a *attempt) begin() bool {
+	return a.state.CompareAndSwap(0, attemptPlaces) || a.state.Load() == attemptPlaces
+}
+
+// abandon reports whether nothing was placed, and nothing will be.
+func (a *attempt) abandon() bool { return a.state.CompareAndSwap(0, attemptAbandoned) }
+
+// begun reports whether something may have been placed.
+func (a *attempt) begun() bool { return a.state.Load() == attemptPlaces }
 
 func opError(op string, c Claim, err error) error {
 	var already *OpError

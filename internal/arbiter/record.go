@@ -32,6 +32,18 @@ type entry struct {
 	At         time.Time `json:"at"`
 }
 
+// newEntry is the step that c's host takes as the seq-th of its generation.
+func newEntry(c Claim, seq int, machine string, step Step) entry {
+	return entry{
+		Version: recordVersion, ID: randomID(), Domain: c.Domain, Generation: c.Generation,
+		Seq: seq, Host: c.Host, Machine: machine, Step: step, At: time.Now().UTC(),
+	}
+}
+
+func (e entry) record() Record {
+	return Record{Domain: e.Domain, Generation: e.Generation, Host: e.Host, Step: e.Step, At: e.At}
+}
+
 // chain is the history of one generation: how many steps it has, and the last.
 type chain struct {
 	generation uint64

@@ -22,16 +22,12 @@ const (
 	tempAgeMax    = 10 * time.Minute // older temporary files of ours were left by a crash
 )
 
-// decision looks at the claimed generation (at) and at the highest one with a
-// record (top) and returns the step to take; 0 means that nothing is to be done.
-type decision func(at, top chain) (Step, error)
-
 // advance reads the records, lets decide choose, and places the chosen step.
 // When another step got there first, it reads and decides anew. It returns nil
 // only when all that decide has seen, or the step placed, is on stable storage.
-func (f *File) advance(ctx context.Context, c Claim, decide decision) error {
+func (f *File) advance(ctx context.Context, try *attempt, c Claim, decide decision) error {
 	if _, err := f.identify(ctx, f.id); err != nil {
-		return err
+		return undecided(err)
 	}
 	dir := filepath.Join(f.dir, c.Domain)
 	for range maxRaces {
@@ -39,6 +35,9 @@ func (f *File) advance(ctx context.Context, c Claim, decide decision) error {
 			return err
 		}
 		at, top, err := f.load(ctx, c.Domain, c.Generation)
+		if err != nil && !try.begun() {
+			return undecided(err)
+		}
 		if err != nil {
 			return err
 		}
@@ -59,10 +58,7 @@ func (f *File) advance(ctx context.Context, c Claim, decide decision) error {
 		if err := f.makeDir(dir); err != nil {
 			return err
 		}
-		placed, err := f.append(ctx, dir, entry{
-			Version: recordVersion, ID: randomID(), Domain: c.Domain, Generation: c.Generation,
-			Seq: at.next, Host: c.Host, Machine: f.machine, Step: step, At: time.Now().UTC(),
-		})
+		placed, err := f.append(ctx, try, dir, newEntry(c, at.next, f.machine, step))
 		if err != nil {
 			return err
 		}
@@ -75,7 +71,7 @@ func (f *File) advance(ctx context.Context, c Claim, decide decision) error {
 
 // append places e if its place is free. placed is false when another record
 // has it; an error leaves open whether ours was placed.
-func (f *File) append(ctx context.Context, dir string, e entry) (placed bool, err error) {
+func (f *File) append(ctx context.Context, try *attempt, dir string, e entry) (placed bool, err error) {
 	body, err := encodeEntry(e)
 	if err != nil {
 		return false, err
@@ -91,6 +87,9 @@ func (f *File) append(ctx context.Context, dir string, e entry) (placed bool, er
 	}()
 	if err := ctx.Err(); err != nil {
 		return false, err // the caller has gone: do not act behind its back
+	}
+	if !try.begin() {
+		return false, context.Canceled // it went just now, and was told that nothing happens
 	}
 	final := filepath.Join(dir, recordName(e.Generation, e.Seq))
 	err = f.link(tmp, final)

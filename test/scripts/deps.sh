@@ -5,7 +5,7 @@ set -euo pipefail
 
 # libvirt-daemon-system makes the user libvirt-qemu, without which libvirtd's
 # QEMU driver does not start, whatever user its configuration names.
-packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit iperf3 e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
+packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit iperf3 etcd-server fence-agents e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
     libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -72,6 +72,8 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 export DEBIAN_FRONTEND=noninteractive
+# Nothing of this is to be started now: tests start their own.
+export RUNLEVEL=1
 install() { apt-get -y -qq install --no-install-recommends "${missing[@]}"; }
 echo "deps: installing ${missing[*]}"
 if [ -n "$sources" ]; then
