@@ -13,14 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaybeInject turns a process spawned by Remote into the injector: it does the
-// work and exits. In every other process it returns at once. It must be the
-// first call in main and in TestMain.
+// MaybeInject turns a process spawned by Remote into the injector, and one that
+// a Trap started into the tracer: it does the work and exits. In every other
+// process it returns at once. It must be the first call in main and in TestMain.
 func MaybeInject() {
-	if len(os.Args) == 0 || os.Args[0] != injectorName {
+	if len(os.Args) == 0 {
 		return
 	}
-	os.Exit(runInjector(func(stage) {}))
+	switch os.Args[0] {
+	case injectorName:
+		os.Exit(runInjector(func(stage) {}))
+	case tracerName:
+		os.Exit(runTracer(func(trapStage) {}))
+	}
 }
 
 // stage is how far an injection has come. Tests end the injector at each.
@@ -118,10 +123,8 @@ func (in *injection) run() (report, error) {
 	}
 	defer unlockRegs(in.regs)
 	in.xstate = make([]byte, xstateBytesMax)
-	// Without PTRACE_O_TRACESYSGOOD the target would get a SIGTRAP, and die, when
-	// we die while it is in a syscall stop.
-	if err := ptrace(unix.PTRACE_SEIZE, in.pid, 0, unix.PTRACE_O_TRACESYSGOOD); err != nil {
-		return report{}, in.explain("attach", err)
+	if err := seize(in.pid); err != nil {
+		return report{}, err
 	}
 	in.reach(stageSeized)
 	begin := time.Now()

@@ -1,4 +1,5 @@
-// Package ptracer makes a running process execute one system call of ours.
+// Package ptracer makes a running process execute one system call of ours, or
+// changes one of its own.
 //
 // A short-lived injector process (a re-exec of our own binary, in a session of
 // its own) stops the main thread of the target with ptrace, lets it execute the
@@ -27,6 +28,9 @@
 // The guarantee needs a target whose main thread runs on an ordinary C stack,
 // on which the kernel could deliver a signal. QEMU's main thread and its
 // coroutines do. Goroutine stacks do not: never aim at a Go program.
+//
+// A Trap does the opposite: it waits for one system call that the process makes
+// by itself, and changes it. It touches no stack.
 package ptracer
 
 import (
@@ -102,14 +106,16 @@ func Remote(ctx context.Context, pid int, c Call) (ret int64, err error) {
 // tracedPoll is the pause before a process is tried again that an injector had.
 const tracedPoll = 5 * time.Millisecond
 
-// injectorTraces tells whether the tracer of pid is an injector, or is gone.
+// injectorTraces tells whether the tracer of pid is one of ours, or is gone.
 func injectorTraces(pid int) bool {
 	st, err := readStatus(pid)
 	if err != nil || st.tracerPid == "" {
 		return false
 	}
 	cmdline, err := os.ReadFile("/proc/" + st.tracerPid + "/cmdline")
-	return st.tracerPid == "0" || err != nil || strings.HasPrefix(string(cmdline), injectorName+"\x00")
+	name, _, _ := strings.Cut(string(cmdline), "\x00")
+	// One that is ending, and is about to detach, has no name any more.
+	return st.tracerPid == "0" || err != nil || name == "" || name == injectorName || name == tracerName
 }
 
 // spawnOptions are what tests change about an injector process.

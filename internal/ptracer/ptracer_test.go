@@ -61,14 +61,12 @@ func TestRemoteCalls(t *testing.T) {
 	}
 }
 
-// Thousands of calls, with signals arriving all the time, change nothing in the target.
+// Hundreds of calls, or as many thousands as PTRACER_ROUNDS asks for, with signals arriving all the time, change nothing in the target.
 func TestManyCalls(t *testing.T) {
-	n := 150
-	if testing.Short() {
-		n = 25
-	}
+	n := rounds(25)
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			tg := startTarget(t, mode)
 			for name, c := range calls(t, tg.pid) {
 				o := as("loop", n)
@@ -110,12 +108,13 @@ func signalUntil(pid int, done <-chan struct{}) (sent int) {
 func TestKilledAtEveryStage(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			tg := startTarget(t, mode)
 			for s := stageSeized; s < stageCount; s++ {
 				if s == stageSignal {
 					continue // TestSignalOutlivesInjector
 				}
-				for range 3 {
+				for range rounds(1) {
 					tg.signal()
 					_, err := spawn(context.Background(), tg.pid, Call{Nr: unix.SYS_GETPID}, as("die", int(s)))
 					if !errors.Is(err, ErrOutcomeUnknown) {
@@ -147,12 +146,10 @@ func TestSignalOutlivesInjector(t *testing.T) {
 // Injectors killed from outside at random moments leave the target unharmed; so
 // does a cancelled context.
 func TestKilledAtRandom(t *testing.T) {
-	killsPerMode := 35
-	if testing.Short() {
-		killsPerMode = 8
-	}
+	killsPerMode := rounds(10)
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			tg := startTarget(t, mode)
 			all := calls(t, tg.pid)
 			killed, finished := 0, 0
@@ -166,7 +163,7 @@ func TestKilledAtRandom(t *testing.T) {
 				switch {
 				case errors.Is(err, ErrOutcomeUnknown):
 					killed++
-				case err == nil:
+				case err == nil, errors.Is(err, ErrTimeout): // a busy host: nothing was changed
 					finished++
 				default:
 					t.Fatal(err)
@@ -250,6 +247,7 @@ func TestSinglestepOutlivesTracer(t *testing.T) {
 func TestGroupStopIsKept(t *testing.T) {
 	for _, mode := range modes() {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			tg := startTarget(t, mode)
 			if err := unix.Kill(tg.pid, unix.SIGSTOP); err != nil {
 				t.Fatal(err)
@@ -288,8 +286,9 @@ func mustBeStopped(t *testing.T, pid int) {
 }
 
 func TestSeccomp(t *testing.T) {
+	t.Parallel()
 	tg := startTarget(t, "sandbox")
-	for range 20 {
+	for range rounds(5) {
 		if _, err := remote(t, tg.pid, unix.SYS_GETPPID); !errors.Is(err, ErrSeccomp) {
 			t.Fatalf("trapped call: %v", err)
 		}
@@ -307,6 +306,7 @@ func TestSeccomp(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	t.Run("gone", func(t *testing.T) {
 		cmd := exec.Command("true")
 		if err := cmd.Run(); err != nil {
@@ -374,6 +374,7 @@ func TestErrors(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
+	t.Parallel()
 	t.Run("endless call", func(t *testing.T) {
 		tg := startTarget(t, "spin")
 		begin := time.Now()

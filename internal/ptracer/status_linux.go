@@ -73,24 +73,29 @@ func (s status) refusal(pid int) error {
 	return e
 }
 
+func (in *injection) explain(op string, err error) error { return explain(in.pid, op, err) }
+
 // explain turns the error of a failed step into one that says what to do.
-func (in *injection) explain(op string, err error) error {
+func explain(pid int, op string, err error) error {
+	fail := func(kind error, detail string) error {
+		return &Error{Op: op, PID: pid, Err: kind, Detail: detail}
+	}
 	var errno syscall.Errno
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ECHILD):
-		return in.fail(op, ErrGone, "")
+		return fail(ErrGone, "")
 	case errors.Is(err, fs.ErrPermission):
-		if st, statusErr := readStatus(in.pid); statusErr == nil {
-			if refusal := st.refusal(in.pid); refusal != nil {
+		if st, statusErr := readStatus(pid); statusErr == nil {
+			if refusal := st.refusal(pid); refusal != nil {
 				return refusal
 			}
 		}
-		return in.fail(op, ErrPermission, "needs CAP_SYS_PTRACE: run as root or grant it in the unit file; "+
+		return fail(ErrPermission, "needs CAP_SYS_PTRACE: run as root or grant it in the unit file; "+
 			"an AppArmor or SELinux denial would be in the audit log"+yamaHint())
 	case errors.As(err, &errno):
-		return in.fail(op, errno, "")
+		return fail(errno, "")
 	}
-	return in.fail(op, ErrUnsupported, err.Error())
+	return fail(ErrUnsupported, err.Error())
 }
 
 // yamaHint mentions Yama if it restricts ptrace here.

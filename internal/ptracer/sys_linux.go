@@ -159,10 +159,14 @@ func waitStop(pid int) (waitStatus, error) {
 		if err != nil {
 			return waitStatus{}, err
 		}
-		raw := (*[unsafe.Sizeof(info)]byte)(unsafe.Pointer(&info))
-		const statusOffset = 24 // si_status after signo, errno, code, pad, pid, uid
-		return waitStatus{code: info.Code, status: int32(binary.LittleEndian.Uint32(raw[statusOffset:]))}, nil
+		return statusOf(&info), nil
 	}
+}
+
+func statusOf(info *unix.Siginfo) waitStatus {
+	raw := (*[unsafe.Sizeof(*info)]byte)(unsafe.Pointer(info))
+	const statusOffset = 24 // si_status after signo, errno, code, pad, pid, uid
+	return waitStatus{code: info.Code, status: int32(binary.LittleEndian.Uint32(raw[statusOffset:]))}
 }
 
 // readMemory fills buf from addr in the target; a short read is an error.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +26,11 @@ func TestMain(m *testing.M) {
 	if name, how, ok := strings.Cut(os.Args[0], ":"); ok && name == testInjector {
 		os.Exit(runTestInjector(how))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if dir, err := buildDir(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
 
 // runTestInjector is an injector that ends early, is wrong, or works in a loop.
@@ -35,6 +38,10 @@ func runTestInjector(how string) int {
 	kind, arg, _ := strings.Cut(how, ":")
 	n, _ := strconv.Atoi(arg)
 	switch kind {
+	case "tracer": // dies when it reaches stage n for the (n/100)th time
+		return dyingTracer(trapStage(n%100), n/100)
+	case "driver":
+		return driveTraps(n)
 	case "die": // at stage n
 		return runInjector(func(s stage) {
 			if s == stage(n) {
@@ -70,28 +77,35 @@ func as(how string, n int) spawnOptions {
 	}}
 }
 
-var buildTarget = sync.OnceValues(func() (string, error) {
+var (
+	buildDir     = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "ptracer") })
+	buildTarget  = sync.OnceValues(func() (string, error) { return build("target", "testdata/target.c", "testdata/check.S") })
+	buildTrapped = sync.OnceValues(func() (string, error) { return build("trapped", "testdata/trapped.c") })
+)
+
+// build compiles a program and returns its path, nothing without a compiler. It
+// is run where the compiler wrote it: a file that we had written ourselves would
+// be busy as long as any process that another test starts has not called exec.
+func build(name string, sources ...string) (string, error) {
+	dir, err := buildDir()
+	if err != nil {
+		return "", err
+	}
 	for _, cc := range []string{"cc", "gcc"} {
 		if _, err := exec.LookPath(cc); err != nil {
 			continue
 		}
-		dir, err := os.MkdirTemp("", "ptracer")
-		if err != nil {
-			return "", err
-		}
-		defer os.RemoveAll(dir)
-		bin := filepath.Join(dir, "target")
-		out, err := exec.Command(cc, "-O1", "-o", bin, "testdata/target.c", "testdata/check.S").CombinedOutput()
+		bin := filepath.Join(dir, name)
+		out, err := exec.Command(cc, append([]string{"-O1", "-o", bin}, sources...)...).CombinedOutput()
 		if err != nil {
 			return "", fmt.Errorf("%w: %s", err, out)
 		}
-		data, err := os.ReadFile(bin)
-		return string(data), err
+		return bin, nil
 	}
 	return "", nil
-})
+}
 
-// target is a running testdata/target.c.
+// target is a running testdata/target.c, or testdata/trapped.c.
 type target struct {
 	t      testing.TB
 	pid    int
@@ -104,16 +118,22 @@ type target struct {
 
 func startTarget(t testing.TB, mode string) *target {
 	t.Helper()
-	image, err := buildTarget()
+	return start(t, buildTarget, mode)
+}
+
+// start runs a program that speaks target.c's protocol; files become its
+// descriptors from 3 on.
+func start(t testing.TB, image func() (string, error), mode string, files ...*os.File) *target {
+	t.Helper()
+	bin, err := image()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if image == "" {
-		t.Skip("no C compiler (cc or gcc) to build testdata/target.c")
+	if bin == "" {
+		t.Skip("no C compiler (cc or gcc) to build the programs of testdata")
 	}
-	dir := t.TempDir()
-	bin, counter := filepath.Join(dir, "target"), filepath.Join(dir, "rounds")
-	if err := errors.Join(os.WriteFile(bin, []byte(image), 0o755), os.WriteFile(counter, make([]byte, 4096), 0o600)); err != nil {
+	counter := filepath.Join(t.TempDir(), "rounds")
+	if err := os.WriteFile(counter, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.OpenFile(counter, os.O_RDWR, 0)
@@ -126,6 +146,7 @@ func startTarget(t testing.TB, mode string) *target {
 		t.Fatal(err)
 	}
 	tg := &target{t: t, rounds: rounds, cmd: exec.Command(bin, mode, counter), ended: make(chan struct{})}
+	tg.cmd.ExtraFiles = files
 	stdin, err := tg.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
