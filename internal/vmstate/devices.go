@@ -7,10 +7,6 @@ import (
 	"fmt"
 )
 
-// SectionKVMClock is the name of the section that holds the guest's kvmclock
-// (u64 nanoseconds first, instance 0). It exists under KVM only.
-const SectionKVMClock = "kvmclock"
-
 // Section is one device's state within a device blob.
 type Section struct {
 	Type     byte   // 0x04, a whole section: the only type in a device blob

@@ -19,6 +19,11 @@ var (
 	ErrOutOfRange = errors.New("outside the RAM block")
 	// ErrBounds is a name, count or size beyond what the format or this package allows.
 	ErrBounds = errors.New("beyond the format's bounds")
+	// ErrSection says that a section is not there, is there twice, or is not of
+	// the version and size that this package, or a CPULayout, knows.
+	ErrSection = errors.New("not as expected")
+	// ErrLayout is a description of a cpu section that cannot be used.
+	ErrLayout = errors.New("unusable description of section \"cpu\"")
 )
 
 // FormatError says where in a stream something is wrong. Err is ErrIncomplete
