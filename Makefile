@@ -57,14 +57,14 @@ chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that
 	@go run ./test/chaos/mutants $(MUTANTS)
 
 # The measuring programs: build/lab-NAME is made of test/NAME, but for the disk's.
-LABS := pause disk load stream today
+LABS := pause disk load stream today clock
 build/lab-%: FORCE
 	@go build $(GOFLAGS_BUILD) -o $@ ./test/$(if $(filter disk,$*),diskbench,$*)
 .PHONY: FORCE
 FORCE:
 
 .PHONY: bench
-bench: deps kernel guest build $(LABS:%=build/lab-%) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
+bench: deps kernel guest build $(filter-out %-clock,$(LABS:%=build/lab-%)) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
 	@go build $(GOFLAGS_BUILD) -o build/lab-bench ./test/bench
 	@exec build/lab-bench $(BENCH)
 
@@ -75,6 +75,10 @@ plots: ## draw bench.json into docs/plots
 .PHONY: pause
 pause: deps kernel guest build/lab-pause ## how long a checkpoint stops a guest, beside two floors (PAUSE='-rounds 20')
 	@exec build/lab-pause $(PAUSE)
+
+.PHONY: clock
+clock: deps build/lab-clock ## what pauses do to the clock of a guest under KVM, with and without us (CLOCK='-long', '-kills 500')
+	@exec build/lab-clock $(CLOCK)
 
 .PHONY: disk
 disk: deps kernel guest build build/lab-disk ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')

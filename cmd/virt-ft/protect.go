@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
 )
 
@@ -42,7 +44,7 @@ unprotected. With --detach the command returns once the copying has begun.`,
 	f := cmd.Flags()
 	f.StringVar(&req.To, "to", "", "the host that holds the standby: a peer of the configuration, or an address")
 	pacing = newPacingFlags(f) // defaults: those of the configuration
-	f.StringVar(&req.Arbiter, "arbiter", "", `who decides after a loss of contact, "file" or "manual" (default: that of the configuration)`)
+	f.StringVar(&req.Arbiter, "arbiter", "", `who decides after a loss of contact: file, etcd, fence, manual, or in order like etcd+fence (default: that of the configuration)`)
 	f.StringToStringVar(&req.Disks, "disk", nil, `where the copy of a disk goes on HOST, such as vda=/srv/web1.raw; may be repeated
 (default: disks.place of its configuration)`)
 	f.BoolVar(&req.DryRun, "dry-run", false, "only find out whether it could be done")
@@ -52,10 +54,17 @@ unprotected. With --detach the command returns once the copying has begun.`,
 }
 
 func (a *app) protect(cmd *cobra.Command, req control.ProtectRequest) error {
-	switch req.Arbiter {
-	case "", "file", "manual":
-	default:
-		return usageError("--arbiter %s: only file and manual are known", req.Arbiter)
+	for _, kind := range strings.Split(req.Arbiter, config.ArbiterThen) {
+		switch kind {
+		case config.ArbiterFile, config.ArbiterEtcd, config.ArbiterFence, config.ArbiterManual:
+		case "":
+			if req.Arbiter == "" {
+				continue // the configuration says
+			}
+			fallthrough
+		default:
+			return usageError("--arbiter %s: known are file, etcd, fence and manual, and some of them in order, joined by %s", req.Arbiter, config.ArbiterThen)
+		}
 	}
 	c, err := a.client()
 	if err != nil {

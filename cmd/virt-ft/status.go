@@ -151,6 +151,9 @@ func phasesText(p control.Phases) string {
 	if p.HoldMs > 0 {
 		text += ", held " + millis(p.HoldMs)
 	}
+	if p.ClockMs > 0 {
+		text += ", clock " + millis(p.ClockMs)
+	}
 	return text + ", device state " + millis(p.DeviceMs)
 }
 
@@ -293,7 +296,7 @@ func (a *app) printDetails(s control.Status) {
 		add("disk "+d.Name, "", "%s", diskText(d))
 	}
 	add("output", outputCell(s.Output).colour, "%s", outputText(s.Output))
-	add("clock", "", "%s", dash(s.Clock))
+	add("clock", clockColour(s.Clock), "%s", clockText(s.Clock))
 	if s.FailoverMs > 0 {
 		add("last failover", "", "took %s", millis(s.FailoverMs))
 	}

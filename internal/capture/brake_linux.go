@@ -64,7 +64,10 @@ func (s *Session) underBrake(ctx context.Context, ph *Phases, work func(overdue 
 	ph.StopNs = stopped.Sub(start).Nanoseconds()
 	if ev.data && err == nil {
 		w.start(s.o.PauseMax)
+		s.clockPaused()
 		err = work(w.overdue.Load)
+		ph.ClockNs = s.clockResuming()
+		defer s.clockResumed() // however this ends, QEMU goes on
 		if w.stop() && err == nil {
 			err = ErrPauseExceeded
 		}

@@ -101,9 +101,24 @@ type Options struct {
 	// sent before is part of this checkpoint, whatever comes later is not. It
 	// must be quick and must not block; the checkpoint may still fail after it.
 	AtPause func()
+	// Clock, if not nil, keeps the guest's clock true over the pauses.
+	Clock Clock
 	// Logger gets what is worth telling about opening, closing and monitor
 	// failures; never anything while the guest is held. nil discards.
 	Logger *slog.Logger
+}
+
+// Clock is told of each time that the guest is stopped, live passes with
+// Options.PinnedIO included: in this order, from one goroutine at a time.
+type Clock interface {
+	// Paused says that the guest stands still; it must not wait.
+	Paused()
+	// Resuming says that the guest is about to be let go. It may wait, for what
+	// Paused began: that is part of the pause.
+	Resuming()
+	// Resumed says that the guest was let go and that the monitor has told so,
+	// or has failed to.
+	Resumed()
 }
 
 // Session captures one guest. Its methods may be called from any goroutine,

@@ -115,14 +115,15 @@ type Checkpoint struct {
 }
 
 // Phases tell where the time of a checkpoint went, in nanoseconds of the
-// monotonic clock, and how much was copied. Stop, AtPause, Scan, Copy, Hold and
-// Device follow each other and make up Total.
+// monotonic clock, and how much was copied. Stop, AtPause, Scan, Copy, Hold, Clock
+// and Device follow each other and make up Total.
 type Phases struct {
 	StopNs    int64 // from the command to the first byte: monitor, stop, disks
 	AtPauseNs int64 // in Options.AtPause
 	ScanNs    int64
 	CopyNs    int64
 	HoldNs    int64 // for which a throttled guest was held on after that
+	ClockNs   int64 // for which Options.Clock was waited for after that
 	DeviceNs  int64 // from letting go to the monitor's reply
 	TotalNs   int64
 	// PausedNs is from the first byte to the reply. The guest's own pause is

@@ -35,7 +35,11 @@ const (
 // Arbiter kinds. The empty kind asks for a choice with each `protect`.
 const (
 	ArbiterFile   = "file"
+	ArbiterEtcd   = "etcd"
+	ArbiterFence  = "fence"
 	ArbiterManual = "manual"
+	// ArbiterThen joins kinds that are asked in order.
+	ArbiterThen = "+"
 )
 
 // Config is the configuration of one host's daemon. Durations are written as
@@ -133,8 +137,32 @@ type Heartbeat struct {
 
 // Arbiter says who decides which host may run a domain alone.
 type Arbiter struct {
-	Kind string `toml:"kind"` // "", ArbiterFile or ArbiterManual
-	Dir  string `toml:"dir"`  // ArbiterFile: a directory on storage that both hosts share
+	Kind  string `toml:"kind"` // empty, one of the kinds, or some of them joined by ArbiterThen
+	Dir   string `toml:"dir"`  // ArbiterFile: a directory on storage that both hosts share
+	Etcd  Etcd   `toml:"etcd"`
+	Fence Fence  `toml:"fence"`
+}
+
+// Etcd is the cluster of ArbiterEtcd, which is to be the same on both hosts.
+type Etcd struct {
+	Endpoints    []string      `toml:"endpoints"` // URLs of its members
+	CAFile       string        `toml:"ca_file"`   // empty: the system's authorities
+	CertFile     string        `toml:"cert_file"` // this host's own, with KeyFile; both or none
+	KeyFile      string        `toml:"key_file"`
+	Username     string        `toml:"username"` // with PasswordFile; both or none
+	PasswordFile string        `toml:"password_file"`
+	Prefix       string        `toml:"prefix"`  // of the keys
+	Timeout      time.Duration `toml:"timeout"` // of one operation
+}
+
+// Fence is how ArbiterFence turns the peer off.
+type Fence struct {
+	Agent    string            `toml:"agent"`     // of ClusterLabs: a name such as fence_ipmilan, or a path
+	Plug     string            `toml:"plug"`      // the peer's, as the agent calls it
+	Options  map[string]string `toml:"options"`   // given to the agent on its standard input
+	NoVerify bool              `toml:"no_verify"` // believe its "off" without asking for the status
+	Timeout  time.Duration     `toml:"timeout"`   // of turning off, to the last status
+	Delay    time.Duration     `toml:"delay"`     // before it, on one of the two hosts, so that not both go off
 }
 
 // Log is what the daemon writes to standard error.
@@ -186,7 +214,11 @@ func Default() Config {
 			JournalBytesMax: 256 << 20,
 		},
 		Heartbeat: Heartbeat{Period: 100 * time.Millisecond, Limit: 500 * time.Millisecond, DaemonGrace: 5 * time.Second},
-		Log:       Log{Level: "info", Format: "text"},
+		Arbiter: Arbiter{
+			Etcd:  Etcd{Endpoints: []string{}, Prefix: "/virt-ft", Timeout: 5 * time.Second},
+			Fence: Fence{Options: map[string]string{}, Timeout: time.Minute},
+		},
+		Log: Log{Level: "info", Format: "text"},
 	}
 }
 

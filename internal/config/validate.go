@@ -41,6 +41,10 @@ const (
 	journalCeiling     = 64 << 30
 	openWithinFloor    = 100 * time.Millisecond
 	openWithinCeiling  = time.Minute
+	endpointsMax       = 16
+	askFloor           = 100 * time.Millisecond
+	askCeiling         = time.Minute
+	fenceCeiling       = 10 * time.Minute
 	socketPathMax      = 107 // sun_path less its NUL
 	nameMax            = 64
 	peersMax           = 256
@@ -170,12 +174,38 @@ func (d Disks) check(k *checker) {
 }
 
 func (a Arbiter) check(k *checker) {
-	k.oneOf("arbiter.kind", a.Kind, "", ArbiterFile, ArbiterManual)
+	kinds := strings.Split(a.Kind, ArbiterThen)
+	for _, kind := range kinds {
+		k.require(kind != "" || len(kinds) == 1, "arbiter.kind", "%q: a name is missing beside a %s", a.Kind, ArbiterThen)
+		k.oneOf("arbiter.kind", kind, "", ArbiterFile, ArbiterEtcd, ArbiterFence, ArbiterManual)
+	}
+	has := func(kind string) bool { return slices.Contains(kinds, kind) }
 	if a.Dir != "" {
 		k.dir("arbiter.dir", a.Dir)
 	}
-	k.require(a.Kind != ArbiterFile || a.Dir != "", "arbiter.dir",
+	k.require(!has(ArbiterFile) || a.Dir != "", "arbiter.dir",
 		"arbiter.kind \"file\" needs a directory on storage that both hosts share")
+	a.Etcd.check(k, has(ArbiterEtcd))
+	a.Fence.check(k, has(ArbiterFence))
+}
+
+func (e Etcd) check(k *checker, wanted bool) {
+	k.require(!wanted || len(e.Endpoints) > 0, "arbiter.etcd.endpoints", "arbiter.kind \"etcd\" needs the URLs of a cluster's members")
+	k.require(len(e.Endpoints) <= endpointsMax, "arbiter.etcd.endpoints", "%d, at most %d", len(e.Endpoints), endpointsMax)
+	for _, url := range e.Endpoints {
+		k.require(strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://"), "arbiter.etcd.endpoints", "%q is not a URL like https://HOST:2379", url)
+	}
+	k.require((e.CertFile == "") == (e.KeyFile == ""), "arbiter.etcd.cert_file", "cert_file and key_file belong together")
+	k.require((e.Username == "") == (e.PasswordFile == ""), "arbiter.etcd.username", "username and password_file belong together")
+	k.require(strings.HasPrefix(e.Prefix, "/"), "arbiter.etcd.prefix", "%q does not begin with a slash", e.Prefix)
+	k.require(e.Timeout >= askFloor && e.Timeout <= askCeiling, "arbiter.etcd.timeout", "%s is not between %s and %s", e.Timeout, askFloor, askCeiling)
+}
+
+func (f Fence) check(k *checker, wanted bool) {
+	k.require(!wanted || f.Agent != "", "arbiter.fence.agent", "arbiter.kind \"fence\" needs a fence agent, such as fence_ipmilan")
+	k.require(!wanted || f.Plug != "", "arbiter.fence.plug", "arbiter.kind \"fence\" needs the peer's plug, as the agent calls it")
+	k.require(f.Timeout >= askFloor && f.Timeout <= fenceCeiling, "arbiter.fence.timeout", "%s is not between %s and %s", f.Timeout, askFloor, fenceCeiling)
+	k.require(f.Delay >= 0 && f.Delay <= fenceCeiling, "arbiter.fence.delay", "%s is not between 0 and %s", f.Delay, fenceCeiling)
 }
 
 func (c Config) checkPeers(k *checker) {

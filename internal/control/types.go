@@ -170,7 +170,7 @@ type Status struct {
 	Output *OutputStatus `json:"output,omitempty"`
 	// Disks are the guest's writable ones, which are replicated.
 	Disks       []DiskStatus `json:"disks,omitempty"`
-	Clock       string       `json:"clock"`
+	Clock       ClockStatus  `json:"clock"`
 	MemoryBytes uint64       `json:"memory_bytes"`
 	FailoverMs  float64      `json:"failover_ms,omitempty"` // of the last failover: detection to guest running
 	Warnings    []string     `json:"warnings,omitempty"`
@@ -202,6 +202,7 @@ type Phases struct {
 	ScanMs   float64 `json:"scan_ms"`   // which pages were written
 	CopyMs   float64 `json:"copy_ms"`   // and their contents
 	HoldMs   float64 `json:"hold_ms"`   // on purpose: a guest that is slowed down
+	ClockMs  float64 `json:"clock_ms"`  // until the guest's clock was sure to be kept
 	DeviceMs float64 `json:"device_ms"` // the rest of the device state, and the monitor's reply
 }
 
@@ -223,6 +224,49 @@ type Epoch struct {
 	Packed      bool    `json:"packed"`       // memory was packed
 	ShipMs      float64 `json:"ship_ms"`      // from the pause until the last byte was handed to the kernel
 	AckMs       float64 `json:"ack_ms"`       // from the pause until the backup had it all
+	ClockErrUs  float64 `json:"clock_err_us"` // what the guest's clock gained in the epoch, in microseconds; 0 also if it is not corrected
+}
+
+// What becomes of a guest's clock.
+const (
+	ClockCorrected   = "corrected"         // kvmclock goes on in pauses, and through a failover
+	ClockTSC         = "tsc"               // the guest uses no kvmclock; its TSC goes on by itself, and is set at activation
+	ClockTCG         = "uncorrected (TCG)" // emulated: it stands still in pauses
+	ClockUncorrected = "uncorrected"       // under KVM, but see Why
+)
+
+// ClockStatus is how true a guest's clock is. Errors are the guest's clock less
+// the host's CLOCK_MONOTONIC_RAW, in microseconds.
+type ClockStatus struct {
+	State string `json:"state"` // ClockCorrected, ClockTSC, ClockTCG or ClockUncorrected; empty: not known yet
+	Why   string `json:"why,omitempty"`
+
+	ErrUs      float64 `json:"err_us"`      // of the last epoch
+	MaxErrUs   float64 `json:"max_err_us"`  // of any epoch, without its sign
+	DriftUs    float64 `json:"drift_us"`    // all together since the daemon looks after it
+	DebtUs     float64 `json:"debt_us"`     // of it, what the next resume puts back
+	AcceptedUs float64 `json:"accepted_us"` // by what others changed it: pauses of an administrator, a host that was suspended
+
+	Kept     uint64 `json:"kept"`     // resumes at which it went on untouched
+	Restored uint64 `json:"restored"` // at which what was missed before was put back
+	Missed   uint64 `json:"missed"`
+	Accepted uint64 `json:"accepted"`
+	LastMiss string `json:"last_miss,omitempty"`
+
+	// EmulatedDriftUs is how far the clock by which QEMU's own timers go (HPET, ACPI
+	// timer; under TCG all) is ahead of the host since the daemon looks.
+	EmulatedDriftUs float64 `json:"emulated_drift_us"`
+	// StepUs is by how much kvmclock was set forward at activation, beyond what
+	// the checkpoint was already given while it was loaded.
+	StepUs float64    `json:"step_us"`
+	Peer   *PeerClock `json:"peer,omitempty"` // nil: not compared yet
+}
+
+// PeerClock is the difference of two hosts' clocks, which is how wrong a guest's
+// clock can become by a failover.
+type PeerClock struct {
+	AheadUs float64 `json:"ahead_us"` // the peer's clock less this host's; 0 while nothing contradicts
+	ErrUs   float64 `json:"err_us"`   // at most so far from it
 }
 
 // ThrottleStatus is how the pace follows the guest and the link.

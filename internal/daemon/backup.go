@@ -34,19 +34,22 @@ type backup struct {
 	stage   map[ftengine.Epoch]*stagedEpoch // complete, not yet committed
 
 	// Owned by the work goroutine.
-	setup   *replica.Setup
-	standby *virt.Standby
-	img     *image // changed under imgMu, which readers of the first epoch hold while they write into it
-	device  []byte // device state of the last committed epoch
-	gate    *netgate.Gate
+	setup    *replica.Setup
+	standby  *virt.Standby
+	img      *image             // changed under imgMu, which readers of the first epoch hold while they write into it
+	device   []byte             // device state of the last committed epoch
+	clock    replica.GuestClock // what is known of its clock
+	takeover takeover
+	gate     *netgate.Gate
 
-	imgMu    sync.RWMutex
-	disks    atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
-	runsOn   atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
-	kept     *kept
-	destroys atomic.Int64  // how often the standby's end was asked for
-	closed   atomic.Bool   // no session may begin: a claim is under way
-	applied  atomic.Uint64 // the last epoch that is in the standby's memory
+	peerClock hostClock
+	imgMu     sync.RWMutex
+	disks     atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
+	runsOn    atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
+	kept      *kept
+	destroys  atomic.Int64  // how often the standby's end was asked for
+	closed    atomic.Bool   // no session may begin: a claim is under way
+	applied   atomic.Uint64 // the last epoch that is in the standby's memory
 
 	holdMu sync.Mutex // guards what Admit looks at
 	accept func(ftengine.Generation) bool
@@ -228,7 +231,7 @@ func (b *backup) finish(reason string) {
 }
 
 func (b *backup) confirm(gen ftengine.Generation) {
-	ctx, cancel := context.WithTimeout(b.ctx, claimTimeout)
+	ctx, cancel := context.WithTimeout(b.ctx, askMax(b.arb))
 	defer cancel()
 	var text string
 	if err := b.arb.Confirm(ctx, b.claimOf(gen)); err != nil {

@@ -76,7 +76,7 @@ func (b *backup) serve(s *replica.Session) {
 	var err error
 	in.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp {
 		return replica.Stamp{Generation: b.generation()}
-	}))
+	}, b.peerClock.exchanged))
 	if err != nil {
 		b.log.Error("heartbeats", "err", err)
 		s.Close()

@@ -21,6 +21,7 @@ type stagedEpoch struct {
 	ends    uint8 // bit i: stream i ended it
 
 	device  []byte
+	clock   replica.GuestClock
 	outputs []replica.Packet
 
 	writes    uint64 // to disks
@@ -277,6 +278,7 @@ func (in *inbound) endEpoch(epoch ftengine.Epoch, m *replica.EpochEnd) error {
 		return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, %d writes to disks of %d, device state %v: %w", epoch,
 			cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.writes, m.DiskWrites, cur.device != nil, replica.ErrMalformed)
 	}
+	cur.clock = m.Clock
 	if err := in.endDisk(epoch); err != nil {
 		return err
 	}

@@ -63,6 +63,8 @@ func (b *backup) makeStandby() {
 		b.setImage(img)
 		b.watchStandby(st)
 		err = b.openGate(st)
+		xml := b.setup.SourceXML
+		b.async(func() { b.learnLayout(xml) })
 	}
 	if err != nil {
 		b.log.Error("the standby cannot be made", "err", err)
@@ -200,6 +202,7 @@ func (b *backup) destroyStandby() {
 	}
 	b.closeImage()
 	b.device = nil
+	b.takeover.close()
 	b.closeDisks()
 }
 
@@ -272,7 +275,7 @@ func (b *backup) commit(epoch ftengine.Epoch) {
 		err = b.applyEpoch(s)
 	}
 	if err == nil {
-		b.device = s.device
+		b.device, b.clock = s.device, s.clock
 		b.applied.Store(uint64(epoch))
 		b.kept.committed(epoch)
 		if bd := b.disks.Load(); bd != nil {
@@ -365,16 +368,16 @@ func (b *backup) rehearseOnce(wanted func() bool) error {
 	if err := img.streamAll(); err != nil {
 		return err
 	}
-	return b.finishLoad(st, img)
+	return b.finishLoad(st, img, b.device)
 }
 
-func (b *backup) finishLoad(st *virt.Standby, img *image) error {
+func (b *backup) finishLoad(st *virt.Standby, img *image, device []byte) error {
 	ctx, cancel := context.WithTimeout(b.ctx, loadTimeout)
 	defer cancel()
 	if err := st.Incoming.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
 		return err
 	}
-	if err := img.in.Finish(b.device); err != nil {
+	if err := img.in.Finish(device); err != nil {
 		return err
 	}
 	if err := st.Incoming.Close(); err != nil {
@@ -390,7 +393,7 @@ func (b *backup) load() {
 		// QEMU reads its disks from here on, and owns them when it runs.
 		noted := b.noteRuns()
 		if err = b.settleDisks(b.ctx); err == nil {
-			err = b.finishLoad(b.standby, b.img)
+			err = b.loadStandby()
 		}
 		if nerr := <-noted; nerr != nil {
 			b.log.Error("the record of the guest's disks could not be written: do not protect the guest to this host before it is mended", "err", nerr)
@@ -402,13 +405,23 @@ func (b *backup) load() {
 	b.post(ftengine.LoadDone{Err: text(err)})
 }
 
+// loadStandby gives the standby its device state, with its clocks set forward.
+func (b *backup) loadStandby() error {
+	pid, err := b.standby.PID()
+	if err != nil {
+		return err
+	}
+	b.takeover.close()
+	prepared := b.prepareClock(pid)
+	err = b.finishLoad(b.standby, b.img, b.setClocks(b.device, b.clock))
+	b.takeover.prepared = <-prepared
+	return err
+}
+
 func (b *backup) resume() {
 	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
 	defer cancel()
-	err := errors.New("the standby is gone")
-	if b.standby != nil {
-		err = b.standby.Resume(ctx)
-	}
+	err := b.resumeStandby(ctx)
 	if err == nil {
 		b.mu.Lock()
 		b.failover = time.Since(b.started)

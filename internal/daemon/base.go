@@ -152,9 +152,6 @@ func (b *base) retryAfter(a ftengine.RetryAfter) {
 	})
 }
 
-// claimTimeout bounds one call of an arbiter.
-const claimTimeout = 3 * time.Second
-
 // inTurn runs f on a goroutine of its own, after all that was asked of the
 // arbiter before: a right that is claimed again must not be handed back by an
 // older wish.
@@ -173,7 +170,7 @@ func (b *base) inTurn(f func()) {
 // claim asks the arbiter and posts the verdict.
 func (b *base) claim(a ftengine.Claim) {
 	b.inTurn(func() {
-		ctx, cancel := context.WithTimeout(b.ctx, claimTimeout)
+		ctx, cancel := context.WithTimeout(b.ctx, askMax(b.arb))
 		defer cancel()
 		c := b.claimOf(a.Generation)
 		if a.Because == ftengine.ByOperator || a.Because == ftengine.HandedOver {
@@ -205,7 +202,7 @@ func (b *base) withdraw(gen ftengine.Generation) {
 		var giveUp <-chan time.Time
 		stopped := b.ctx.Done()
 		for {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), claimTimeout)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), askMax(b.arb))
 			err := b.arb.Withdraw(ctx, b.claimOf(gen))
 			cancel()
 			if err == nil || errors.Is(err, arbiter.ErrNotHolder) || errors.Is(err, arbiter.ErrRunning) {

@@ -101,6 +101,7 @@ func (d *Daemon) checkDomain(ctx context.Context, dom *virt.Domain) ([]control.F
 		return nil, err
 	}
 	fs := append(fromVirt(virt.Judge(xml)...), checkStorage(xml)...)
+	fs = append(fs, fromVirt(virt.JudgeClock(xml).Finding())...)
 	st, err := dom.State(ctx)
 	if err != nil {
 		return fs, err

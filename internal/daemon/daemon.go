@@ -21,12 +21,14 @@ import (
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/cpulayout"
 	"github.com/virt-ft/virt-ft/internal/nbd"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
+	"github.com/virt-ft/virt-ft/pkg/kvmclock"
 )
 
 // Early is to be called first in main: it takes over when this process was
@@ -59,6 +61,9 @@ type Daemon struct {
 	recovered bool            // what an earlier daemon left was looked at
 	untaken   map[string]bool // UUIDs of what could not be taken up yet
 	hub       hub
+	arbMu     sync.Mutex // guards arbiters, and is held while one is opened
+	layouts   cpulayout.Cache
+	tscKHz    func() uint32 // of this host; measured once
 }
 
 // New returns a daemon for cfg; it touches nothing yet.
@@ -66,7 +71,7 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	if cfg.Host == "" {
 		return nil, errors.New("config: host is empty")
 	}
-	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, untaken: map[string]bool{}}, nil
+	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, untaken: map[string]bool{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
 // Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
@@ -112,6 +117,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer ln.Close()
 	d.recover()
 	var wg sync.WaitGroup
+	wg.Go(func() { d.tscKHz() }) // before it is in anybody's way
 	wg.Go(func() { d.acceptSessions(ln) })
 	failed := make(chan error, 1)
 	wg.Go(func() { failed <- srv.Serve(d.ctx) })
@@ -126,6 +132,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.cancel()
 	wg.Wait()
 	d.stopAll()
+	d.closeAllArbiters()
 	return err
 }
 
@@ -171,8 +178,8 @@ func (d *Daemon) limits() ftengine.Limits {
 
 // heartbeat returns the options of a session's heartbeats: both sides use what
 // the Welcome says, because leases of different lengths prove nothing.
-func heartbeat(w *replica.Welcome, stamp func() replica.Stamp) replica.MonitorOptions {
-	return replica.MonitorOptions{Period: time.Duration(w.HeartbeatPeriodNs), Limit: time.Duration(w.SilenceLimitNs), Stamp: stamp, Now: replica.Boottime}
+func heartbeat(w *replica.Welcome, stamp func() replica.Stamp, exchanged func(sent, came, answered, back int64)) replica.MonitorOptions {
+	return replica.MonitorOptions{Period: time.Duration(w.HeartbeatPeriodNs), Limit: time.Duration(w.SilenceLimitNs), Stamp: stamp, Now: replica.Boottime, Exchanged: exchanged}
 }
 
 func (d *Daemon) transport() replica.Transport {
@@ -279,49 +286,6 @@ func (d *Daemon) dropNamesakes(m marker) {
 			go b.post(ftengine.StandDown{Reason: "another guest of this name is protected"})
 		}
 	}
-}
-
-// arbiterFor opens the arbiter of a protection. identity, if not empty, must
-// be that of the one we see: else the two hosts would ask two arbiters.
-func (d *Daemon) arbiterFor(ctx context.Context, kind, identity string) (arbiter.Arbiter, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	a := d.arbiters[kind]
-	if a == nil {
-		var err error
-		if a, err = d.openArbiter(ctx, kind, identity); err != nil {
-			return nil, err
-		}
-		d.arbiters[kind] = a
-	}
-	if got := identityOf(a); identity != "" && got != identity {
-		return nil, fmt.Errorf("the arbiter directory %s of host %s is not the one this protection uses: mount the same storage on both hosts", d.cfg.Arbiter.Dir, d.cfg.Host)
-	}
-	return a, nil
-}
-
-func (d *Daemon) openArbiter(ctx context.Context, kind, identity string) (arbiter.Arbiter, error) {
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
-	defer cancel()
-	switch kind {
-	case config.ArbiterFile:
-		if d.cfg.Arbiter.Dir == "" {
-			return nil, fmt.Errorf("arbiter \"file\" needs a directory on storage that both hosts share: set arbiter.dir on host %s", d.cfg.Host)
-		}
-		return arbiter.OpenFile(ctx, d.cfg.Arbiter.Dir, arbiter.FileOptions{Identity: identity})
-	case config.ArbiterManual:
-		return arbiter.OpenManual(ctx, d.cfg.StateDir+"/grants")
-	case "":
-		return nil, errors.New("no arbiter is configured: choose who decides when a host is lost, with --arbiter file (shared directory) or --arbiter manual (you, by virt-ft activate), or set arbiter.kind")
-	}
-	return nil, fmt.Errorf("arbiter %q is not known here", kind)
-}
-
-func identityOf(a arbiter.Arbiter) string {
-	if i, ok := a.(interface{ Identity() string }); ok {
-		return i.Identity()
-	}
-	return ""
 }
 
 func verdictOf(v arbiter.Verdict, err error) ftengine.Verdict {

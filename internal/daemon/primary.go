@@ -39,6 +39,8 @@ type primary struct {
 	setMu      sync.Mutex             // of who changes the pacing
 	pacing     atomic.Pointer[control.Pacing]
 	out        *outputs
+	clock      *guestClock
+	peerClock  hostClock
 
 	capMu     sync.Mutex // held while a checkpoint is taken
 	cap       *capture.Session
@@ -82,6 +84,7 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 	p.pacer = newPacer(d.cfg.Epoch, m.Pacing)
 	p.born = time.Now()
 	p.out = newOutputs(p)
+	p.clock = &guestClock{log: p.log, pid: pid}
 	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
 	p.snapshot()
 	return p, nil
@@ -152,7 +155,7 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.PauseGuest:
 		p.onGuest("pause", p.dom.Suspend, isStopped)
 	case ftengine.ResumeGuest:
-		p.onGuest("resume", p.dom.Resume, isResumed)
+		p.onGuest("resume", p.resumeGuest, isResumed)
 	case ftengine.DestroyGuest:
 		p.noteStale()
 		p.onGuest("destroy", p.dom.Destroy, nil)
@@ -254,6 +257,7 @@ func (p *primary) finish(reason string) {
 // protects leaves the gate as it is: nobody knows yet who may run.
 func (p *primary) tidy() {
 	p.closeCapture()
+	p.clock.close()
 	p.out.close(!p.ended)
 }
 
@@ -401,7 +405,7 @@ const winnerPoll = 100 * time.Millisecond
 
 func (p *primary) watchWinner(gen ftengine.Generation) {
 	for p.ctx.Err() == nil {
-		ctx, cancel := context.WithTimeout(p.ctx, claimTimeout)
+		ctx, cancel := context.WithTimeout(p.ctx, askMax(p.arb))
 		r, err := p.arb.Inspect(ctx, p.uuid)
 		cancel()
 		switch {

@@ -56,7 +56,7 @@ func (p *primary) sendSetup(l *link) {
 		p.noCapture(l, err)
 		return
 	}
-	machine, vcpus, err := shapeOf(xml)
+	shape, err := shapeOf(xml)
 	if err != nil {
 		p.noCapture(l, err)
 		return
@@ -68,7 +68,7 @@ func (p *primary) sendSetup(l *link) {
 	p.described.Store(&xml)
 	p.captureTries = 0
 	pacing := p.pacing.Load()
-	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: machine, VCPUs: vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
+	s := &replica.Setup{SourceXML: xml, LiveXML: live, Machine: shape.machine, VCPUs: shape.vcpus, Arbiter: p.arb.Name(), ArbiterIdentity: identityOf(p.arb),
 		Epochs:     replica.EpochConfig{MinNs: pacing.MinNs, IdleNs: pacing.IdleNs, InFlightMax: uint32(p.d.limits().InFlight)},
 		Durability: p.d.durability(), Disks: l.disks.Load().wire(p.diskPlaces())}
 	var total uint64
@@ -122,7 +122,8 @@ func (p *primary) openCapture(ctx context.Context) ([]guestram.Block, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live), AtPause: p.atPause})
+	p.clock.open(ctx)
+	s, err := capture.Open(ctx, p.pid, p.dom, capture.Options{PauseMax: p.d.cfg.Epoch.PauseMax, Logger: p.log, PinnedIO: virt.PinsMemory(live), AtPause: p.atPause, Clock: p.clock})
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +228,7 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 		}
 	}, Whole: func(device []byte) {
 		if late == nil && p.disks.closed(&last) {
-			last.device, last.frames = device, p.out.sent()
+			last.device, last.frames, last.pausedAt = device, p.out.sent(), p.pausedAt()
 			if shipped = l.tryEnqueue(last); shipped {
 				p.disks.ended(a.Epoch, true)
 			}
@@ -253,23 +254,25 @@ func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) 
 		}
 		return told, err
 	}
-	p.captured(l, a.Epoch, pages, c.Phases, ended)
+	p.captured(l, a.Epoch, pages, c, ended)
 	if c.Batch != nil {
 		c.Batch.Free() // empty
 	}
 	if shipped {
 		return told, nil
 	}
-	last.device, last.frames = c.Device, frames
+	last.device, last.frames, last.pausedAt = c.Device, frames, p.pausedAt()
 	err = l.enqueue(last)
 	p.disks.ended(a.Epoch, err == nil)
 	return false, err
 }
 
 // captured notes a checkpoint, of which livePages were copied before the pause.
-func (p *primary) captured(l *link, k ftengine.Epoch, livePages int, ph capture.Phases, now time.Time) {
+func (p *primary) captured(l *link, k ftengine.Epoch, livePages int, c *capture.Checkpoint, now time.Time) {
+	ph := c.Phases
 	p.pacer.captured(l, now, pace.Epoch{Pause: time.Duration(ph.PausedNs + ph.LivePausedNs), Hold: time.Duration(ph.HoldNs), Pages: livePages + ph.Pages, InPausePages: ph.Pages})
-	p.stats.captured(l, k, taken{generation: p.generation(), pausedAt: p.pausedAt(), endedAt: now, phases: ph, livePages: livePages})
+	p.stats.captured(l, k, taken{generation: p.generation(), pausedAt: p.pausedAt(), endedAt: now, phases: ph, livePages: livePages, clockErrNs: p.clock.lastErrNs()})
+	p.lookAtClock(c.Device)
 }
 
 // atPause closes what belongs to the epoch that ends. The guest stands still,
@@ -346,8 +349,14 @@ func (p *primary) pace() {
 	})
 }
 
+// shape is what a domain's XML says of its machine.
+type shape struct {
+	emulator, machine string
+	vcpus             uint32
+}
+
 // shapeOf reads what a migration stream must say of the machine.
-func shapeOf(domainXML string) (machine string, vcpus uint32, err error) {
+func shapeOf(domainXML string) (shape, error) {
 	var x struct {
 		VCPU uint32 `xml:"vcpu"`
 		OS   struct {
@@ -355,12 +364,13 @@ func shapeOf(domainXML string) (machine string, vcpus uint32, err error) {
 				Machine string `xml:"machine,attr"`
 			} `xml:"type"`
 		} `xml:"os"`
+		Emulator string `xml:"devices>emulator"`
 	}
 	if err := xml.Unmarshal([]byte(domainXML), &x); err != nil {
-		return "", 0, fmt.Errorf("domain XML: %w", err)
+		return shape{}, fmt.Errorf("domain XML: %w", err)
 	}
 	if x.OS.Type.Machine == "" {
-		return "", 0, errors.New("domain XML names no machine type")
+		return shape{}, errors.New("domain XML names no machine type")
 	}
-	return x.OS.Type.Machine, x.VCPU, nil
+	return shape{x.Emulator, x.OS.Type.Machine, x.VCPU}, nil
 }

@@ -170,7 +170,7 @@ func (p *primary) adopt(s *replica.Session) {
 	l := &link{p: p, s: s, ship: make(chan shipment, shipQueueMax), paid: make(chan struct{}, 1), packing: lean.NewPacking(packMode(p.d.cfg))}
 	l.ctx, l.cancel = context.WithCancel(p.ctx)
 	var err error
-	l.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp { return replica.Stamp{Generation: p.generation()} }))
+	l.beat, err = replica.NewMonitor(s.Control, heartbeat(s.Welcome, func() replica.Stamp { return replica.Stamp{Generation: p.generation()} }, p.peerClock.exchanged))
 	if err != nil {
 		p.setError(err)
 		s.Close()

@@ -16,15 +16,16 @@ import (
 // pages, writes to disks, or (last) the device state that ends an epoch, and
 // what the guest sent in it.
 type shipment struct {
-	epoch   ftengine.Epoch
-	batch   *capture.Batch
-	disk    []diskrep.Write
-	device  []byte
-	frames  []netgate.Frame
-	writes  uint64       // of disks, in the epoch
-	whole   <-chan error // tells whether those are all; nil where there is no disk
-	initial bool
-	last    bool
+	epoch    ftengine.Epoch
+	batch    *capture.Batch
+	disk     []diskrep.Write
+	device   []byte
+	frames   []netgate.Frame
+	writes   uint64       // of disks, in the epoch
+	pausedAt time.Time    // last: when the guest was seen to stand still
+	whole    <-chan error // tells whether those are all; nil where there is no disk
+	initial  bool
+	last     bool
 }
 
 // letGo frees what s carries.
@@ -201,7 +202,7 @@ func (s *shipper) end(st replica.Stamp, x *shipment) error {
 	if err := l.allWritten(x); err != nil {
 		return err
 	}
-	end := &replica.EpochEnd{Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano()}
+	end := &replica.EpochEnd{Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano(), Clock: l.p.clock.reading(x.pausedAt)}
 	if x.initial {
 		end.Flags |= replica.EpochInitial
 	}

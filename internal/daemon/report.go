@@ -64,7 +64,6 @@ func (b *base) setState(role, state, reason string, gen uint64) {
 	changed := s.State != state
 	s.Domain, s.UUID, s.Role, s.State, s.Generation = b.name, b.uuid, role, state, gen
 	s.Peer, s.Arbiter = b.mark.PeerName, b.mark.Arbiter
-	s.Clock = "uncorrected"
 	b.reason = reason
 	if changed {
 		s.Since = time.Now()
@@ -125,6 +124,8 @@ func (p *primary) report() control.Status {
 	s.Pacing = *p.pacing.Load()
 	p.out.report(&s)
 	p.reportDisks(&s)
+	s.Clock = p.clock.report()
+	s.Clock.Peer = p.peerClock.report()
 	s.MemoryBytes = p.sync.memory.Load()
 	if s.State == control.StateSyncing {
 		s.Sync = p.sync.report(time.Now())
@@ -166,6 +167,7 @@ func (b *backup) report() control.Status {
 	if any {
 		s.LastCommitAgeMs = ms(age)
 	}
+	s.Clock.Peer = b.peerClock.report()
 	b.disks.Load().report(&s)
 	b.runsOn.Load().report(&s)
 	return s

@@ -77,6 +77,7 @@ type taken struct {
 	endedAt    time.Time
 	phases     capture.Phases
 	livePages  int
+	clockErrNs int64
 }
 
 // captured notes a checkpoint.
@@ -88,7 +89,7 @@ func (s *epochLog) captured(l *link, k ftengine.Epoch, t taken) {
 		return
 	}
 	e.taken, e.pausedAt = true, t.pausedAt
-	e.Generation, e.At, e.LivePages = t.generation, t.endedAt, t.livePages
+	e.Generation, e.At, e.LivePages, e.ClockErrUs = t.generation, t.endedAt, t.livePages, micros(t.clockErrNs)
 	if !s.last.IsZero() {
 		e.IntervalMs = ms(t.endedAt.Sub(s.last))
 	}
@@ -96,7 +97,7 @@ func (s *epochLog) captured(l *link, k ftengine.Epoch, t taken) {
 	ph := t.phases
 	e.PausedMs, e.PausePages, e.DeviceBytes = nanosMs(ph.PausedNs), ph.Pages, ph.DeviceBytes
 	e.Phases = control.Phases{StopMs: nanosMs(ph.StopNs), GateMs: nanosMs(ph.AtPauseNs), ScanMs: nanosMs(ph.ScanNs),
-		CopyMs: nanosMs(ph.CopyNs), HoldMs: nanosMs(ph.HoldNs), DeviceMs: nanosMs(ph.DeviceNs)}
+		CopyMs: nanosMs(ph.CopyNs), HoldMs: nanosMs(ph.HoldNs), ClockMs: nanosMs(ph.ClockNs), DeviceMs: nanosMs(ph.DeviceNs)}
 	s.complete(k, e)
 }
 
