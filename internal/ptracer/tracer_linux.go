@@ -43,20 +43,21 @@ const (
 type trapStage int32
 
 const (
-	trapBegin    trapStage = iota // the order is read
-	trapSeized                    // traced, still running
-	trapAsked                     // told to stop
-	trapSignal                    // in a signal-delivery stop, signal not passed on yet
-	trapStopped                   // in the stop that was asked for, or a group stop
-	trapArmed                     // runs on; every system call stops it
-	trapOther                     // in a system call stop that is of no interest
-	trapMatched                   // at the entry of the call, nothing changed
-	trapWritten                   // Data is written
-	trapPoked                     // the argument is changed
-	trapEntered                   // runs into the call; its exit is waited for
-	trapResult                    // at the exit
-	trapRestored                  // the caller's register is as it was
-	trapDetached                  // runs on alone
+	trapBegin      trapStage = iota // the order is read
+	trapSeized                      // traced, still running
+	trapAsked                       // told to stop
+	trapSignal                      // in a signal-delivery stop, signal not passed on yet
+	trapStopped                     // in the stop that was asked for, or a group stop
+	trapArmed                       // runs on; every system call stops it
+	trapOther                       // in a system call stop that is of no interest
+	trapMatched                     // at the entry of the call, nothing changed
+	trapSecondPage                  // the end of Data is written, which lies on another page
+	trapWritten                     // Data is written
+	trapPoked                       // the argument is changed
+	trapEntered                     // runs into the call; its exit is waited for
+	trapResult                      // at the exit
+	trapRestored                    // the caller's register is as it was
+	trapDetached                    // runs on alone
 	trapStages
 )
 
@@ -360,7 +361,7 @@ func (tr *tracer) change() error {
 		return nil
 	}
 	if len(data) > 0 {
-		if err := writeMemory(tr.pid, tr.call.Args[2], data); err != nil {
+		if err := tr.write(tr.call.Args[2], data); err != nil {
 			return explain(tr.pid, "write the call's struct", err)
 		}
 		tr.reply.flags |= flagChanged
@@ -375,6 +376,22 @@ func (tr *tracer) change() error {
 	}
 	tr.reply.flags |= flagCaught
 	return nil
+}
+
+// write copies data into the target. What lies on one page is copied as a whole,
+// also by a tracer that is killed meanwhile; between two pages the kernel looks
+// for that. So of data that crosses into a second page the end goes first: see
+// Change.
+func (tr *tracer) write(addr uint64, data []byte) error {
+	const page = 4096
+	if first := int(page - addr%page); len(data) > first {
+		if err := writeMemory(tr.pid, addr+uint64(first), data[first:]); err != nil {
+			return err
+		}
+		tr.reach(trapSecondPage)
+		data = data[:first]
+	}
+	return writeMemory(tr.pid, addr, data)
 }
 
 // result reads what the call has left, at its exit.

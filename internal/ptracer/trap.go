@@ -50,14 +50,16 @@ type Change struct {
 	// lives until the call is over; otherwise the new value stays in it, which a
 	// function may do by the ABI, and libc's ioctl does not mind.
 	Arg1 uint64
-	// Data, if not empty, is written over the beginning of the struct: its first
-	// bytes first. It is at most Catch.DataBytes long.
+	// Data, if not empty, is written over the beginning of the struct. It is at
+	// most Catch.DataBytes long.
 	//
-	// The kernel copies it upwards while the thread stands still, and no signal
-	// ends it within a page. Should a host ever cut it short, where the struct
-	// crosses from one page into the next, then what has arrived is a prefix of
-	// Data. What each prefix means is the caller's business: order the struct, or
-	// pad Data, such that none is harmful.
+	// The thread stands still meanwhile, and what lies on one page is written as a
+	// whole or not at all, whenever the tracer is killed. A struct that crosses
+	// into a second page is written in two steps: what lies on the second page
+	// first. A tracer that is killed between the two, which tests see happen,
+	// leaves the end of Data without its beginning. What that means is the
+	// caller's business: put first what makes the rest count, as a length, or
+	// flags, usually are.
 	Data []byte
 	// NotBelow, with Data, leaves the call alone if the little-endian u64 that
 	// the struct begins with is larger than Data's.

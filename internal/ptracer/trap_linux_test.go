@@ -27,6 +27,7 @@ const (
 	countUntouched = 3
 	countFd        = 4
 	countPartial   = 5
+	countCuts      = 6
 )
 
 // trapWait is how long a test waits for what comes at once.

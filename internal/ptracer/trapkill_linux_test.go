@@ -53,7 +53,7 @@ func changes() map[string]Change {
 }
 
 // A tracer that dies at any of its steps leaves the target unharmed: no struct
-// is torn, no result is wrong, no signal lost, no byte of a pipe.
+// is torn within a page, no result is wrong, no signal lost, no byte of a pipe.
 func TestTrapKilledAtEveryStage(t *testing.T) {
 	for _, mode := range trapModes() {
 		t.Run(mode, func(t *testing.T) {
@@ -72,9 +72,9 @@ func TestTrapKilledAtEveryStage(t *testing.T) {
 					}
 				}
 			}
-			t.Logf("killed at stages: %v", killed)
+			t.Logf("killed at stages: %v; %d structs cut between two pages", killed, tg.counter(countCuts))
 			for s := trapSeized; s < trapStages; s++ {
-				if killed[s] == 0 && s != trapSignal {
+				if killed[s] == 0 && s != trapSignal && (s != trapSecondPage || mode == "span") {
 					t.Errorf("no tracer died at stage %d", s)
 				}
 			}
@@ -151,7 +151,7 @@ func TestTrapKilledAtRandom(t *testing.T) {
 			}
 			tg.mustRun()
 			tg.finish()
-			t.Logf("%d tracers killed, %d calls caught", killed, caught)
+			t.Logf("%d tracers killed, %d calls caught, %d structs cut between two pages", killed, caught, tg.counter(countCuts))
 		})
 	}
 }

@@ -1,7 +1,8 @@
 /* The process tests set traps in. Each round sets the termios of a terminal by
  * one system call, whose number has a neighbour that reads it instead, and checks
  * everything that it gets back: that the call was executed as it was made, or
- * read instead, or that the first bytes were replaced; never a mixture. Modes:
+ * read instead, or that the first bytes were replaced; never a mixture, but for
+ * a struct across two pages: of that the end may have been replaced alone. Modes:
  * ioctl (the struct lies on the stack), span (across two pages), pipe (a blocking
  * write of numbered bytes to descriptor 3 goes before). Protocol as of target.c. */
 #define _GNU_SOURCE
@@ -20,6 +21,7 @@
 #define GET 0x5401 /* TCGETS */
 #define SET 0x5402 /* TCSETS */
 #define HEAD 24
+#define CUT 12 /* bytes before the second page */
 #define CHUNK 10007
 
 struct termios_k { /* the kernel's */
@@ -27,7 +29,7 @@ struct termios_k { /* the kernel's */
 	uint8_t line, cc[19];
 };
 
-enum { ROUNDS, KEPT, WRITTEN, UNTOUCHED, FD, PARTIAL, SHARED };
+enum { ROUNDS, KEPT, WRITTEN, UNTOUCHED, FD, PARTIAL, CUTS };
 
 static volatile sig_atomic_t handled, stop;
 static volatile uint64_t *shared;
@@ -63,6 +65,17 @@ static long set(int fd, struct termios_k *s)
 	return ret;
 }
 
+/* Whether s is orig but for the end of a written head on the second page. */
+static int is_cut(const struct termios_k *s, const struct termios_k *orig)
+{
+	struct termios_k c = *orig;
+	memcpy((char *)&c + CUT, (char *)s + CUT, HEAD - CUT);
+	if (strcmp(mode, "span") || memcmp(s, &c, sizeof c) || s->line) return 0;
+	for (int i = 4; i < 7; i++) /* the bytes of the hash that both fields have */
+		if ((s->cc[i] ^ i) != (uint8_t)(s->lflag >> (i - 4) * 8)) return 0;
+	return 1;
+}
+
 static void round_of(int fd, struct termios_k *s)
 {
 	static struct termios_k was;
@@ -76,7 +89,9 @@ static void round_of(int fd, struct termios_k *s)
 	long ret = set(fd, s);
 	if (ret) fault("set returns", ret, 0);
 	if (ioctl(fd, GET, &k)) fault("get", errno, 0);
-	if (value(&k) == v) {
+	if (value(&k) == v && memcmp(s, &orig, sizeof orig) && is_cut(s, &orig) && !memcmp(&k, s, sizeof k)) {
+		shared[CUTS]++;
+	} else if (value(&k) == v) {
 		if (memcmp(s, &orig, sizeof orig) || memcmp(&k, &orig, sizeof orig)) fault("untouched, but mixed", n, 0);
 		shared[UNTOUCHED]++;
 	} else if (value(&k) == value(&was)) {
@@ -130,7 +145,7 @@ int main(int argc, char **argv)
 	puts("ok");
 	fflush(stdout);
 	struct termios_k here;
-	struct termios_k *s = strcmp(mode, "span") ? &here : (void *)(pages + 4096 - 12);
+	struct termios_k *s = strcmp(mode, "span") ? &here : (void *)(pages + 4096 - CUT);
 	while (!stop) {
 		if (!strcmp(mode, "pipe")) chunk();
 		round_of(fd, s);
