@@ -50,9 +50,10 @@ const guestMAC = "52:54:00:f7:00:0a"
 // ConsolePath is where a host's guest writes its serial console.
 func ConsolePath(guest string) string { return "/var/log/libvirt/" + guest + ".console" }
 
-// guestCmdline is what every lab guest boots with.
+// guestCmdline is what every lab guest boots with. Nobody has its IPv6 address but
+// the guest, which would look for such a one for a second or two otherwise.
 func guestCmdline() string {
-	return fmt.Sprintf("console=ttyS0 loglevel=4 mitigations=off ft.ip=%s/24 ft.observer=%s:%d ft.mem_mb=64 ft.dirty_pages_s=2000 ft.tick_ms=2",
+	return fmt.Sprintf("console=ttyS0 loglevel=4 mitigations=off sysctl.net.ipv6.conf.default.dad_transmits=0 ft.ip=%s/24 ft.observer=%s:%d ft.mem_mb=64 ft.dirty_pages_s=2000 ft.tick_ms=2",
 		GuestAddr, ClientAddr, ObserverPort)
 }
 

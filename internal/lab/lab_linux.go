@@ -86,6 +86,7 @@ func (l *Lab) build(ctx context.Context) (err error) {
 		if err := os.MkdirAll(filepath.Join(h.Dir, "disk"), 0o755); err != nil {
 			return fmt.Errorf("lab: %w", err)
 		}
+		h.lendCapabilities()
 		go func() { booted <- h.PowerOn(ctx) }()
 	}
 	return errors.Join(<-booted, <-booted)
@@ -188,6 +189,7 @@ func (l *Lab) Close() {
 		for _, h := range l.Hosts() {
 			if h != nil {
 				h.PowerOff()
+				h.keepCapabilities()
 			}
 		}
 		if l.net != nil {

@@ -10,11 +10,10 @@ import (
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestDiskMirrorAborted ends the block job that mirrors the disk, as an operator
+// diskMirrorAborted ends the block job that mirrors the disk, as an operator
 // may, under load: QEMU does not tell us of writes any more, and no epoch may be
 // committed in which one is missing.
-func TestDiskMirrorAborted(t *testing.T) {
-	w := diskWork(t, calm)
+func diskMirrorAborted(w *workload) {
 	w.protected()
 	abort := func() {
 		time.Sleep(rand.N(100 * time.Millisecond)) // at no particular moment of an epoch

@@ -254,13 +254,32 @@ func (w *workload) failsOver() {
 	w.sound()
 }
 
-// TestDiskFailover loses QEMU with its disk under load. What the backup has is
-// the disk of the last committed checkpoint.
-func TestDiskFailover(t *testing.T) {
+// story is pair.story for a guest with disks. Its stories find the guest on home,
+// not protected, wherever that is.
+func (w *workload) story(name string, tell func(*workload)) {
+	w.t.Helper()
+	w.pair.story(name, func(p *pair) {
+		whole := w.pair
+		w.pair = p
+		defer func() { w.pair = whole }()
+		tell(w)
+	})
+}
+
+// TestDisk takes one guest with a disk under load through losses of its QEMU, and
+// of what mirrors its disk.
+func TestDisk(t *testing.T) {
 	w := diskWork(t, calm)
+	w.story("failover", diskFailover)
+	w.story("mirror aborted", diskMirrorAborted)
+}
+
+// diskFailover loses QEMU with its disk under load. What the backup has is the
+// disk of the last committed checkpoint.
+func diskFailover(w *workload) {
 	w.protected()
 	if d := w.report(w.home, w.g.Name).Disks; len(d) != 1 || d[0].Name != "vda" || d[0].SizeBytes != 64<<20 || d[0].WrittenBytes < 64<<20 {
-		t.Errorf("status says of the guest's disks: %+v", d)
+		w.t.Errorf("status says of the guest's disks: %+v", d)
 	}
 	w.command("disk trim")
 	w.command("disk zero")

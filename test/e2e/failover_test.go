@@ -16,22 +16,28 @@ func (p *pair) killQEMU(h *lab.Host, domain string) {
 	p.must(syscall.Kill(pid, syscall.SIGKILL))
 }
 
-// TestThereAndBack loses QEMU on A, protects the guest on B to A, and loses
-// QEMU on B: it is the same guest all the time.
-func TestThereAndBack(t *testing.T) {
+// TestFailovers takes one guest through all that may happen to its host, and to
+// the link: it is the same guest all the time.
+func TestFailovers(t *testing.T) {
 	p := newPair(t, "")
 	g := p.guest(lab.GuestOptions{})
 	born := p.tickFrom(p.A)
-	p.protect(p.A, g.Name)
-	p.killQEMU(p.A, g.Name)
-	p.state(p.B, g.Name, "active")
-	p.verified(p.B)
-	p.protect(p.B, g.Name)
-	p.killQEMU(p.B, g.Name)
-	p.state(p.A, g.Name, "active")
-	back := p.verified(p.A)
-	if back.BootID != born.BootID || back.Pid != born.Pid {
-		t.Fatalf("it is another guest: boot %v pid %d became %v pid %d", born.BootID, born.Pid, back.BootID, back.Pid)
+	for _, s := range []struct {
+		name string
+		tell func(*pair, *lab.Guest)
+	}{
+		{"protect changes nothing", protectChangesNothing},
+		{"there and back", thereAndBack},
+		{"link cut", linkCut},
+		{"clock goes on", clockGoesOn},
+		{"host lost", hostLost},
+	} {
+		p.story(s.name, func(p *pair) {
+			s.tell(p, g)
+			if now := p.verified(p.A); now.BootID != born.BootID || now.Pid != born.Pid {
+				p.t.Errorf("it is another guest: boot %v pid %d became %v pid %d", born.BootID, born.Pid, now.BootID, now.Pid)
+			}
+		})
 	}
 	// What libvirt users do with any domain.
 	for _, do := range []string{"suspend", "resume", "destroy"} {
@@ -40,11 +46,21 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
-// TestProtectChangesNothing compares the domain's XML, and looks for what
+// thereAndBack loses QEMU on A, protects the guest on B to A, and loses QEMU on
+// B.
+func thereAndBack(p *pair, g *lab.Guest) {
+	p.protect(p.A, g.Name)
+	p.killQEMU(p.A, g.Name)
+	p.state(p.B, g.Name, "active")
+	p.verified(p.B)
+	p.protect(p.B, g.Name)
+	p.killQEMU(p.B, g.Name)
+	p.state(p.A, g.Name, "active")
+}
+
+// protectChangesNothing compares the domain's XML, and looks for what
 // unprotect may have left in QEMU.
-func TestProtectChangesNothing(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
+func protectChangesNothing(p *pair, g *lab.Guest) {
 	xml := func() string {
 		x, err := p.A.Virsh(p.step(), "dumpxml", g.Name)
 		p.must(err)
@@ -53,20 +69,18 @@ func TestProtectChangesNothing(t *testing.T) {
 	before, filesBefore := xml(), p.files(p.A, g.Name)
 	p.protect(p.A, g.Name)
 	if now := xml(); now != before {
-		t.Errorf("protecting changed the domain:\n%s\nbecame\n%s", before, now)
+		p.t.Errorf("protecting changed the domain:\n%s\nbecame\n%s", before, now)
 	}
-	_, err := p.A.Ctl(p.step(), "unprotect", g.Name)
-	p.must(err)
+	p.unprotect(g.Name)
 	if now := xml(); now != before {
-		t.Errorf("the domain was changed:\n%s\nbecame\n%s", before, now)
+		p.t.Errorf("the domain was changed:\n%s\nbecame\n%s", before, now)
 	}
 	if now := p.files(p.A, g.Name); now != filesBefore {
-		t.Errorf("QEMU holds other files than before:\n%s\nwere\n%s", now, filesBefore)
+		p.t.Errorf("QEMU holds other files than before:\n%s\nwere\n%s", now, filesBefore)
 	}
 	if out, err := p.B.Virsh(p.step(), "list", "--all", "--name"); err != nil || strings.TrimSpace(out) != "" {
-		t.Errorf("host B still has %q (%v)", out, err)
+		p.t.Errorf("host B still has %q (%v)", out, err)
 	}
-	p.verified(p.A)
 }
 
 // files lists what a domain's QEMU has open, without what comes and goes.
@@ -77,22 +91,20 @@ func (p *pair) files(h *lab.Host, domain string) string {
 	return openFiles(p.t, pid)
 }
 
-// TestHostLost cuts the power of A: nobody says goodbye.
-func TestHostLost(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
+// hostLost cuts the power of A: nobody says goodbye.
+func hostLost(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	p.tickFrom(p.A)
 	p.A.PowerOff()
 	p.state(p.B, g.Name, "active")
 	p.verified(p.B)
+	p.powerOn(p.A)
+	p.turn()
 }
 
-// TestLinkCut cuts the replication link while both hosts live: the guest runs
+// linkCut cuts the replication link while both hosts live: the guest runs
 // on exactly one of them afterwards.
-func TestLinkCut(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
+func linkCut(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	p.must(p.CutReplication())
 	p.state(p.A, g.Name, "alone")
@@ -102,5 +114,5 @@ func TestLinkCut(t *testing.T) {
 	p.state(p.A, g.Name, "protected")
 	p.killQEMU(p.A, g.Name)
 	p.state(p.B, g.Name, "active")
-	p.verified(p.B)
+	p.turn()
 }

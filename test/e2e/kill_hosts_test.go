@@ -13,27 +13,33 @@ import (
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestKilledWhileNobodyWatched kills A's daemon and then, unseen, A's QEMU.
-// Nothing that the guest said since was let out, so its standby may go on from
-// its last checkpoint: it does when nobody came back on A for a while.
-func TestKilledWhileNobodyWatched(t *testing.T) {
+// TestDaemonStaysAway kills A's daemon for longer than its guest's standby
+// waits.
+func TestDaemonStaysAway(t *testing.T) {
 	p := newPair(t, "[heartbeat]\ndaemon_grace = \"2s\"\n")
 	g := p.guest(lab.GuestOptions{})
+	p.story("while nobody watched", func(p *pair) { killedWhileNobodyWatched(p, g) })
+	p.story("and the guest lives", func(p *pair) { daemonLost(p, g) })
+	p.protect(p.A, g.Name)
+}
+
+// killedWhileNobodyWatched kills A's daemon and then, unseen, A's QEMU.
+// Nothing that the guest said since was let out, so its standby may go on from
+// its last checkpoint: it does when nobody came back on A for a while.
+func killedWhileNobodyWatched(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	p.must(p.A.Daemon.Kill())
 	p.killQEMU(p.A, g.Name)
 	p.state(p.B, g.Name, "active")
 	p.must(p.A.Daemon.Start(p.step()))
 	p.verified(p.B)
-	p.protect(p.B, g.Name)
+	p.turn()
 }
 
-// TestDaemonLost kills A's daemon and leaves it dead. The guest runs on there,
+// daemonLost kills A's daemon and leaves it dead. The guest runs on there,
 // and nobody hears it; its standby takes over. A daemon that comes back on A
 // ends the copy that nobody heard.
-func TestDaemonLost(t *testing.T) {
-	p := newPair(t, "[heartbeat]\ndaemon_grace = \"2s\"\n")
-	g := p.guest(lab.GuestOptions{})
+func daemonLost(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	p.tickFrom(p.A)
 	p.must(p.A.Daemon.Kill())
@@ -41,37 +47,65 @@ func TestDaemonLost(t *testing.T) {
 	first := p.tickFrom(p.B)
 	p.verified(p.B)
 	if _, err := p.A.QEMU(g.Name); err != nil {
-		t.Errorf("nobody was there to end the copy on A: %v", err)
+		p.t.Errorf("nobody was there to end the copy on A: %v", err)
 	}
 	if o, ok := p.out.LastFrom(p.A.Name); ok && o.At.After(first.At) {
-		t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
+		p.t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
 	}
 	p.must(p.A.Daemon.Start(p.step()))
 	p.copyEnds(g)
 	if o, ok := p.out.LastFrom(p.A.Name); ok && o.At.After(first.At) {
-		t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
+		p.t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
 	}
 	p.verified(p.B)
-	p.protect(p.B, g.Name)
+	p.turn()
 }
 
-// TestBackupLost cuts the power of B: the guest on A goes on alone, and is
-// protected again when B is back.
-func TestBackupLost(t *testing.T) {
-	s := besiege(t, lab.GuestOptions{}, 5)
-	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
-	s.B.PowerOff()
-	s.alive()
-	s.state(s.A, s.name, "alone")
+// TestHostsFail takes one guest through losses that it must not notice, as long
+// as its own host lives.
+func TestHostsFail(t *testing.T) {
+	s := besiege(t, lab.GuestOptions{}, 15)
+	s.story("daemon restarted", daemonRestarted)
+	s.story("backup lost", backupLost)
+	s.story("beside a paused guest", restartedBesidePausedGuest)
+}
+
+// daemonRestarted stops and kills the primary's daemon: nothing leaves until
+// there is one again, and then the guest's connections go on.
+func daemonRestarted(s *siege) {
+	c := s.clients()
+	s.protect(s.A, s.name)
+	for name, end := range map[string]func() error{"stop": s.A.Daemon.Stop, "kill": s.A.Daemon.Kill} {
+		s.answered(c)
+		s.must(end())
+		s.tickSilence()
+		s.muteWhile(c, func() { s.state(s.B, s.name, "orphaned") })
+		s.must(s.A.Daemon.Start(s.step()))
+		s.answered(c)
+		s.state(s.A, s.name, "protected")
+		s.faithful(c)
+		s.t.Logf("%s: the connections survived it", name)
+	}
 	s.verified(s.A)
-	s.must(s.B.PowerOn(s.step()))
-	s.must(s.B.Daemon.Start(s.step()))
+	s.unprotect(s.name)
+}
+
+// backupLost cuts the power of B: the guest on A goes on alone, and is
+// protected again when B is back.
+func backupLost(s *siege) {
+	home := s.home
+	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
+	s.Peer(home).PowerOff()
+	s.alive()
+	s.state(home, s.name, "alone")
+	s.verified(home)
+	s.powerOn(s.Peer(home))
 	s.settled()
 	s.tidy()
-	if s.home != s.A {
-		t.Fatalf("the guest moved to %s", s.home.Name)
+	if s.home != home {
+		s.t.Fatalf("the guest moved to %s", s.home.Name)
 	}
-	t.Logf("longest silence %v", s.neverQuiet())
+	s.t.Logf("longest silence %v", s.neverQuiet())
 	s.lastStand()
 }
 
@@ -142,12 +176,11 @@ func (s *siege) epochs(n uint64) {
 	})
 }
 
-// TestRestartedBesidePausedGuest loses the link and the arbiter, so that the
+// restartedBesidePausedGuest loses the link and the arbiter, so that the
 // guest has to be paused, and kills the daemon that paused it. The next one
 // comes before the arbiter does. When that is back, either host may win; with
 // no daemon on B, it is A, and the guest goes on there.
-func TestRestartedBesidePausedGuest(t *testing.T) {
-	s := besiege(t, lab.GuestOptions{}, 10)
+func restartedBesidePausedGuest(s *siege) {
 	id := filepath.Join(s.Dir, "shared", arbiterIdentity)
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	for _, peerLives := range []bool{false, true} {
@@ -167,7 +200,7 @@ func TestRestartedBesidePausedGuest(t *testing.T) {
 		}
 		s.must(home.Daemon.Start(s.step()))
 		if err := paused(); err != nil {
-			t.Errorf("nobody decided anything, and the guest is %v", err)
+			s.t.Errorf("nobody decided anything, and the guest is %v", err)
 		}
 		s.must(os.Rename(id+".away", id))
 		if !peerLives {

@@ -88,6 +88,18 @@ func besiege(t *testing.T, shape lab.GuestOptions, rounds int) *siege {
 	return s
 }
 
+// story is pair.story for a siege. Its stories find the guest on home, wherever
+// that is, and leave it there or at the other host.
+func (s *siege) story(name string, tell func(*siege)) {
+	s.t.Helper()
+	s.pair.story(name, func(p *pair) {
+		whole := s.pair
+		s.pair = p
+		defer func() { s.pair = whole }()
+		tell(s)
+	})
+}
+
 // livesOn says where the guest is from now on.
 func (s *siege) livesOn(h *lab.Host) {
 	s.t.Helper()
@@ -392,5 +404,6 @@ func (s *siege) lastStand() {
 	s.verified(s.home)
 	s.killQEMU(s.home, s.name)
 	s.state(s.Peer(s.home), s.name, "active")
-	s.verified(s.Peer(s.home))
+	s.livesOn(s.Peer(s.home))
+	s.verified(s.home)
 }

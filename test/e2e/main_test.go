@@ -70,6 +70,37 @@ func newPair(t *testing.T, extra string) *pair {
 	return p
 }
 
+// story is a test of its own, which shares hosts, guest and clients with the
+// stories before it: a guest's boot takes longer than many of them. Each finds
+// the guest on A, not protected, and leaves it so. One that fails ends all.
+func (p *pair) story(name string, tell func(*pair)) {
+	p.t.Helper()
+	if !p.t.Run(name, func(t *testing.T) {
+		q := *p
+		q.t = t
+		tell(&q)
+	}) {
+		p.t.FailNow()
+	}
+}
+
+// turn makes the host where the guest lives now A, and the other one B.
+func (p *pair) turn() { p.A, p.B = p.B, p.A }
+
+// unprotect runs virt-ft unprotect on A.
+func (p *pair) unprotect(domain string) {
+	p.t.Helper()
+	_, err := p.A.Ctl(p.step(), "unprotect", domain)
+	p.must(err)
+}
+
+// powerOn boots a host whose power was cut, with its daemon.
+func (p *pair) powerOn(h *lab.Host) {
+	p.t.Helper()
+	p.must(h.PowerOn(p.step()))
+	p.must(h.Daemon.Start(p.step()))
+}
+
 // skipIfMissing skips on what this machine lacks and fails on the rest.
 func skipIfMissing(t *testing.T, err error) {
 	t.Helper()

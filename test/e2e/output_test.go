@@ -129,11 +129,36 @@ func (p *pair) muteWhile(c *lab.Client, do func()) {
 	}
 }
 
-// TestOutputSurvives loses QEMU, then the whole host, with clients at work.
-func TestOutputSurvives(t *testing.T) {
-	p, g, c := underLoad(t, "")
+// TestOutput takes one guest, with clients at work all the time, through what
+// may happen to those who hold its output.
+func TestOutput(t *testing.T) {
+	p := newPair(t, "")
+	g := p.guest(lab.GuestOptions{})
+	c := p.clients()
+	for _, s := range []struct {
+		name string
+		tell func(*pair, *lab.Guest, *lab.Client)
+	}{
+		{"unprotected again", unprotectedAgain},
+		{"survives", outputSurvives},
+		{"frozen primary", frozenPrimary},
+		{"operator decides for the primary", decidedForPrimary},
+		{"operator decides for the standby", decidedForStandby},
+		{"stalled", stalled},
+	} {
+		p.story(s.name, func(p *pair) {
+			s.tell(p, g, c)
+			p.verified(p.A)
+		})
+	}
+}
+
+// outputSurvives loses QEMU, then the whole host.
+func outputSurvives(p *pair, g *lab.Guest, c *lab.Client) {
+	p.protect(p.A, g.Name)
+	p.answered(c)
 	if got := p.gate(p.A, g.Name); got.Mode != "holding" || got.Logged == 0 {
-		t.Errorf("a protected guest's output is %+v", got)
+		p.t.Errorf("a protected guest's output is %+v", got)
 	}
 	began := time.Now()
 	p.killQEMU(p.A, g.Name)
@@ -149,42 +174,19 @@ func TestOutputSurvives(t *testing.T) {
 	p.answered(c)
 	p.faithful(c)
 	p.spokeOnce(began)
-	p.verified(p.A)
+	p.powerOn(p.B)
 }
 
-// TestUnprotectedAgain ends a protection with clients at work, and begins
-// another: the connections do not notice.
-func TestUnprotectedAgain(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
+// unprotectedAgain ends a protection, and begins another: the connections do
+// not notice.
+func unprotectedAgain(p *pair, g *lab.Guest, c *lab.Client) {
 	for range 3 {
 		p.protect(p.A, g.Name)
 		p.answered(c)
-		_, err := p.A.Ctl(p.step(), "unprotect", g.Name)
-		p.must(err)
+		p.unprotect(g.Name)
 		p.answered(c)
 	}
 	p.faithful(c)
-	p.verified(p.A)
-}
-
-// TestDaemonRestart stops and kills the primary's daemon: nothing leaves until
-// there is one again, and then the guest's connections go on.
-func TestDaemonRestart(t *testing.T) {
-	p, g, c := underLoad(t, patientBackup)
-	for name, end := range map[string]func() error{"stop": p.A.Daemon.Stop, "kill": p.A.Daemon.Kill} {
-		p.answered(c)
-		p.must(end())
-		p.tickSilence()
-		p.muteWhile(c, func() { p.state(p.B, g.Name, "orphaned") })
-		p.must(p.A.Daemon.Start(p.step()))
-		p.answered(c)
-		p.state(p.A, g.Name, "protected")
-		p.faithful(c)
-		t.Logf("%s: the connections survived it", name)
-	}
-	p.verified(p.A)
 }
 
 // tickSilence lets what is in the lab's network arrive.
@@ -199,14 +201,11 @@ func (p *pair) tickSilence() {
 	})
 }
 
-// TestFrozenPrimary stops A's daemon in its tracks, as a host that freezes
-// does, until B has taken over, and lets it go on: what it was about to release
-// stays where it is, because the kernel knows that the lease is over.
-func TestFrozenPrimary(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	for range 3 {
+// frozenPrimary stops A's daemon in its tracks, as a host that freezes does,
+// until B has taken over, and lets it go on: what it was about to release stays
+// where it is, because the kernel knows that the lease is over.
+func frozenPrimary(p *pair, g *lab.Guest, c *lab.Client) {
+	for range 2 {
 		p.protect(p.A, g.Name)
 		p.answered(c)
 		began := time.Now()
@@ -218,52 +217,53 @@ func TestFrozenPrimary(t *testing.T) {
 		p.answered(c)
 		p.faithful(c)
 		p.spokeOnce(began)
-		p.A, p.B = p.B, p.A // the other way round now
-	}
-	p.verified(p.A)
-}
-
-// TestOperatorDecides cuts the link of a pair without an arbiter: the guest's
-// output waits until a person says which of the two goes on.
-func TestOperatorDecides(t *testing.T) {
-	for _, where := range []string{"primary", "standby"} {
-		t.Run(where, func(t *testing.T) {
-			p, g, c := underLoad(t, "", "--arbiter", "manual")
-			began := time.Now()
-			p.must(p.CutReplication())
-			p.state(p.B, g.Name, "orphaned")
-			p.state(p.A, g.Name, "undecided")
-			p.tickSilence()
-			to := p.A
-			if where == "standby" {
-				to = p.B
-			}
-			p.muteWhile(c, func() {
-				if got := p.gate(p.A, g.Name); got.Mode != "closed" {
-					t.Errorf("the output of a guest that nobody decided on is %+v", got)
-				}
-			})
-			_, err := to.Ctl(p.step(), "activate", g.Name)
-			p.must(err)
-			p.answered(c)
-			p.must(p.HealReplication())
-			if where == "primary" {
-				p.state(p.A, g.Name, "protected")
-			} else {
-				p.copyEnds(g)
-			}
-			p.answered(c)
-			p.faithful(c)
-			p.spokeOnce(began)
-			p.verified(to)
-		})
+		p.turn() // the other way round now
 	}
 }
 
-// TestStalled stops libvirtd, without which there are no checkpoints: output
+// operatorDecides cuts the link of a pair without an arbiter: the guest's output
+// waits until a person says that it goes on at the host to.
+func (p *pair) operatorDecides(g *lab.Guest, c *lab.Client, to *lab.Host, then func()) {
+	p.t.Helper()
+	p.protect(p.A, g.Name, "--arbiter", "manual")
+	p.answered(c)
+	began := time.Now()
+	p.must(p.CutReplication())
+	p.state(p.B, g.Name, "orphaned")
+	p.state(p.A, g.Name, "undecided")
+	p.tickSilence()
+	p.muteWhile(c, func() {
+		if got := p.gate(p.A, g.Name); got.Mode != "closed" {
+			p.t.Errorf("the output of a guest that nobody decided on is %+v", got)
+		}
+	})
+	_, err := to.Ctl(p.step(), "activate", g.Name)
+	p.must(err)
+	p.answered(c)
+	p.must(p.HealReplication())
+	then()
+	p.answered(c)
+	p.faithful(c)
+	p.spokeOnce(began)
+}
+
+// decidedForPrimary goes on where the guest was, and is protected again.
+func decidedForPrimary(p *pair, g *lab.Guest, c *lab.Client) {
+	p.operatorDecides(g, c, p.A, func() { p.state(p.A, g.Name, "protected") })
+	p.unprotect(g.Name)
+}
+
+// decidedForStandby goes on at the other host; the copy that nobody heard ends.
+func decidedForStandby(p *pair, g *lab.Guest, c *lab.Client) {
+	p.operatorDecides(g, c, p.B, func() { p.copyEnds(g) })
+	p.turn()
+}
+
+// stalled stops libvirtd, without which there are no checkpoints: output
 // waits, status says so, and all of it leaves afterwards.
-func TestStalled(t *testing.T) {
-	p, g, c := underLoad(t, "")
+func stalled(p *pair, g *lab.Guest, c *lab.Client) {
+	p.protect(p.A, g.Name)
+	p.answered(c)
 	thaw := p.freeze(p.A.Libvirtd.Process().Pid())
 	p.eventually("nothing is said to be stalled", func() error {
 		if p.gate(p.A, g.Name).Stalled == "" {
@@ -273,10 +273,10 @@ func TestStalled(t *testing.T) {
 	})
 	p.muteWhile(c, func() {
 		if got := p.gate(p.A, g.Name); got.OldestMs < 1000 || got.HeldFrames == 0 {
-			t.Errorf("stalled, with %+v", got)
+			p.t.Errorf("stalled, with %+v", got)
 		}
 		if out, err := p.A.Ctl(p.step(), "status", g.Name); !strings.Contains(out, "stalled") {
-			t.Errorf("status does not tell a person that output is stalled:\n%s (%v)", out, err)
+			p.t.Errorf("status does not tell a person that output is stalled:\n%s (%v)", out, err)
 		}
 	})
 	thaw()
@@ -288,7 +288,10 @@ func TestStalled(t *testing.T) {
 		}
 		return nil
 	})
-	p.survives(g, c)
+	p.killQEMU(p.A, g.Name)
+	p.answered(c)
+	p.faithful(c)
+	p.turn()
 }
 
 // TestBoundedQueue holds more than there is room for: what comes on top is
