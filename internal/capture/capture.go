@@ -279,6 +279,19 @@ func (s *Session) explain(err error) error {
 	return fmt.Errorf("%w: %w", ErrGuestGone, err)
 }
 
+// once returns rs with each page in it once. What is kept from before, and pages that
+// were written while their block was looked at, the tracker reports beside each
+// other. Who reads a message of pages straight into their places must not find
+// one twice: there would be one content for two checksums.
+func once(rs []guestram.Range) []guestram.Range {
+	for i := 1; i < len(rs); i++ {
+		if a, b := &rs[i-1], &rs[i]; b.Block < a.Block || b.Block == a.Block && b.Off < a.End() {
+			return normalize(rs)
+		}
+	}
+	return rs
+}
+
 // normalize sorts rs and merges ranges that touch or overlap.
 func normalize(rs []guestram.Range) []guestram.Range {
 	slices.SortFunc(rs, func(a, b guestram.Range) int {

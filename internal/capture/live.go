@@ -35,7 +35,6 @@ func (s *Session) live(ctx context.Context, emit func(*Batch) error) (pages int,
 		return 0, ErrGuestGone
 	}
 	s.scratch = append(s.scratch[:0], s.carry...)
-	carried := len(s.carry)
 	s.carry = s.carry[:0]
 	if s.o.PinnedIO {
 		var ph Phases
@@ -52,9 +51,7 @@ func (s *Session) live(ctx context.Context, emit func(*Batch) error) (pages int,
 		s.keep(rs)
 		return 0, s.explain(fmt.Errorf("live pass: %w", err))
 	}
-	if carried > 0 {
-		rs = normalize(rs)
-	}
+	rs = once(rs)
 	for len(rs) > 0 {
 		b, rest, err := s.liveBatch(ctx, rs)
 		if err == nil {
@@ -236,12 +233,11 @@ func (w *pauseWork) do(overdue func() bool) (err error) {
 	}
 	start := time.Now()
 	ph.AtPauseNs = start.Sub(still).Nanoseconds()
-	carried := len(w.rs)
 	w.rs, err = s.tracker.Collect(w.rs)
 	scanned := time.Now()
 	ph.ScanNs = scanned.Sub(start).Nanoseconds()
-	if err == nil && carried > 0 {
-		w.rs = normalize(w.rs)
+	if err == nil {
+		w.rs = once(w.rs)
 	}
 	if err == nil {
 		w.copied, err = s.copyPaused(w.rs, w.arena.mem, overdue)

@@ -33,14 +33,14 @@ type primary struct {
 
 	peerRuns atomic.Bool // the backup said that it runs the guest
 
-	connecting atomic.Bool            // a connect goroutine is at work
-	fruitless  atomic.Int32           // sessions in a row of which no epoch was acknowledged
-	described  atomic.Pointer[string] // the domain's XML that the backup's standby was made of
-	setMu      sync.Mutex             // of who changes the pacing
-	pacing     atomic.Pointer[control.Pacing]
-	out        *outputs
-	clock      *guestClock
-	peerClock  hostClock
+	wishes    atomic.Int64           // to connect, while a goroutine is at it
+	fruitless atomic.Int32           // sessions in a row of which no epoch was acknowledged
+	described atomic.Pointer[string] // the domain's XML that the backup's standby was made of
+	setMu     sync.Mutex             // of who changes the pacing
+	pacing    atomic.Pointer[control.Pacing]
+	out       *outputs
+	clock     *guestClock
+	peerClock hostClock
 
 	capMu     sync.Mutex // held while a checkpoint is taken
 	cap       *capture.Session

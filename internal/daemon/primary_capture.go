@@ -192,21 +192,31 @@ func (p *primary) captureFailed(l *link, a ftengine.Capture, err error) {
 	p.pace()
 }
 
-var errNoCapture = errors.New("no capture session")
+var (
+	errNoCapture = errors.New("no capture session")
+	errNotSetUp  = errors.New("the session with the backup is not set up yet")
+)
+
+// mayCapture waits until there is room for another checkpoint for l, and tells
+// why there is none to be taken.
+func (p *primary) mayCapture(l *link) error {
+	switch {
+	case p.cap == nil || l == nil:
+		return errNoCapture
+	case l.ctx.Err() != nil: // the tracker may be the next session's already
+		return l.ctx.Err()
+	case l.blocks.Load() == nil: // it was meant for the session before
+		return errNotSetUp
+	}
+	return l.waitRoom()
+}
 
 // captureTo reports whether the machine was told Captured already: the epoch was
 // on its way before the monitor had said its last word.
 func (p *primary) captureTo(l *link, a ftengine.Capture) (told bool, err error) {
 	p.capMu.Lock()
 	defer p.capMu.Unlock()
-	if p.cap == nil || l == nil {
-		return false, errNoCapture
-	}
-	// The tracker may be the next session's already.
-	if err := l.ctx.Err(); err != nil {
-		return false, err
-	}
-	if err := l.waitRoom(); err != nil {
+	if err := p.mayCapture(l); err != nil {
 		return false, err
 	}
 	p.pacer.begin()

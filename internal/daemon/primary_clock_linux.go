@@ -194,7 +194,10 @@ func micros(ns int64) float64 { return float64(ns) / 1e3 }
 func (p *primary) lookAtClock(device []byte) {
 	pausedAt := p.pausedAt()
 	if p.clock.due(pausedAt) {
-		p.async(func() { p.clock.look(device, pausedAt, p.cpuLayout) })
+		p.async(func() {
+			p.clock.open(p.ctx) // a tracer that could not begin on a busy host may now
+			p.clock.look(device, pausedAt, p.cpuLayout)
+		})
 	}
 }
 

@@ -126,19 +126,41 @@ const (
 	fruitlessWaitMax = 8 * time.Second
 )
 
-// connect dials until a session is agreed on or the runner ends.
+// linked tells whether there is a session that is not over. A wish to connect may
+// be older than the session: another one would end it.
+func (p *primary) linked() bool {
+	l := p.currentLink()
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.dead
+}
+
+// connect sees to it that there is a session, unless the runner ends.
 func (p *primary) connect() {
-	if !p.connecting.CompareAndSwap(false, true) {
+	if p.wishes.Add(1) > 1 {
+		return // who is at it looks again
+	}
+	for n, done := int64(1), false; !done; n = p.wishes.Load() {
+		p.dialOn()
+		done = p.wishes.CompareAndSwap(n, 0)
+	}
+}
+
+// dialOn dials until a session is agreed on, or there is one.
+func (p *primary) dialOn() {
+	if p.linked() {
 		return
 	}
-	defer p.connecting.Store(false)
 	// A backup that cannot do it, for instance because its disk is full, is
 	// not asked again and again to read all of its images.
 	if n := p.fruitless.Load(); n > 1 {
 		afterOrDone(p.ctx, min(fruitlessWaitMin<<(n-2), fruitlessWaitMax))
 	}
 	backoff := dialBackoffMin
-	for p.ctx.Err() == nil {
+	for p.ctx.Err() == nil && !p.linked() {
 		ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
 		s, err := p.dial(ctx)
 		cancel()
@@ -230,7 +252,9 @@ func (l *link) read() error {
 			l.post(ftengine.StandbyReady{})
 		case *replica.Ack:
 			l.acked(ftengine.Epoch(f.Epoch))
-			if l.p.fruitless.Swap(0) > 1 {
+			// The first epoch goes straight to its place, on the disk too: what
+			// a backup has no room for shows with the second.
+			if f.Epoch > 1 && l.p.fruitless.Swap(0) > 1 {
 				l.p.setError(nil)
 			}
 			l.post(ftengine.Acked{Epoch: ftengine.Epoch(f.Epoch)})

@@ -125,7 +125,8 @@ type Tracker interface {
 	// re-arms them atomically. The first Collect reports every page that
 	// holds anything; pages it leaves out read as zero. A page whose content
 	// was thrown away (balloon, MADV_DONTNEED, punched hole) counts as
-	// written. Ranges returned beside an error are re-armed already: they
+	// written. A page that was written while its block was looked at may be in
+	// two ranges. Ranges returned beside an error are re-armed already: they
 	// must not be lost.
 	Collect(dst []Range) ([]Range, error)
 	// Close ends the tracking and leaves no trace in the process. It is

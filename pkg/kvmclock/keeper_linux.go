@@ -18,8 +18,11 @@ const (
 	// whole pause by then.
 	armedMax = 3 * time.Millisecond
 	// collectMax bounds the wait for its word after a resume: the call has been
-	// made, and the word is on its way.
-	collectMax = 5 * time.Millisecond
+	// made, and the word is on its way. The guest runs meanwhile.
+	collectMax = 50 * time.Millisecond
+	// pauseBound is the longest time for which QEMU is traced: longer than any
+	// pause that a checkpoint makes, or the tracer would end in the middle of it.
+	pauseBound = 2 * time.Second
 )
 
 // trap is what a Keeper needs of a *ptracer.Trap.
@@ -99,7 +102,7 @@ type pause struct {
 // must call ptracer.MaybeInject first thing in main, and in TestMain.
 func Open(ctx context.Context, pid int, o Options) (*Keeper, error) {
 	o = o.withDefaults()
-	t, err := o.openTrap(ctx, pid, 0)
+	t, err := o.openTrap(ctx, pid, pauseBound)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +146,7 @@ func (k *Keeper) Resuming() {
 }
 
 // Resumed says that the guest runs again, or that it will not. It waits for the
-// tracer's word, 5 ms at most; QEMU is left alone then.
+// tracer's word, 50 ms at most; QEMU is left alone then.
 func (k *Keeper) Resumed() {
 	p := k.pause
 	if !p.open {
