@@ -31,19 +31,50 @@ func askMax(a arbiter.Arbiter) time.Duration {
 // be that of the one we see: else the two hosts would ask two arbiters.
 func (d *Daemon) arbiterFor(ctx context.Context, kind, identity string) (arbiter.Arbiter, error) {
 	d.arbMu.Lock()
-	defer d.arbMu.Unlock()
-	a := d.arbiters[kind]
+	a, o := d.arbiters[kind], d.opening[kind]
+	if a == nil && o == nil {
+		o = &opening{done: make(chan struct{})}
+		d.opening[kind] = o
+		go d.open(o, kind, identity)
+	}
+	d.arbMu.Unlock()
 	if a == nil {
-		var err error
-		if a, err = d.openArbiter(ctx, kind, identity); err != nil {
-			return nil, err
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("arbiter %s is still being opened: %w", kind, ctx.Err())
 		}
-		d.arbiters[kind] = a
+		if o.err != nil {
+			return nil, o.err
+		}
+		a = o.a
 	}
 	if got := identityOf(a); identity != "" && got != identity {
 		return nil, fmt.Errorf("arbiter %s of host %s is not the one this protection uses: the same directory, or the same etcd cluster and prefix, must be seen from both hosts", kind, d.cfg.Host)
 	}
 	return a, nil
+}
+
+// opening is an arbiter that is being opened, for all who wait for it.
+type opening struct {
+	done chan struct{}
+	a    arbiter.Arbiter
+	err  error
+}
+
+// open goes on when who asked first has gone: the next one finds it done.
+func (d *Daemon) open(o *opening, kind, identity string) {
+	defer close(o.done)
+	o.a, o.err = d.openArbiter(d.ctx, kind, identity)
+	d.arbMu.Lock()
+	defer d.arbMu.Unlock()
+	delete(d.opening, kind)
+	if o.err == nil && d.ctx.Err() != nil {
+		o.err = errors.Join(d.ctx.Err(), closeArbiters(o.a))
+	}
+	if o.err == nil {
+		d.arbiters[kind] = o.a
+	}
 }
 
 // openArbiter opens what kind names: one arbiter, or some in order, joined by "+".

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -234,7 +235,16 @@ func (b *backup) confirm(gen ftengine.Generation) {
 	ctx, cancel := context.WithTimeout(b.ctx, askMax(b.arb))
 	defer cancel()
 	var text string
-	if err := b.arb.Confirm(ctx, b.claimOf(gen)); err != nil {
+	c := b.claimOf(gen)
+	err := b.arb.Confirm(ctx, c)
+	if errors.Is(err, arbiter.ErrNotHolder) {
+		// Some arbiters take the word of the process alone that claimed, which a
+		// daemon that was restarted since is not: it claims the same right again.
+		if v, cerr := b.arb.Claim(ctx, c); cerr == nil && v.Won {
+			err = b.arb.Confirm(ctx, c)
+		}
+	}
+	if err != nil {
 		text = err.Error()
 		b.log.Error("the arbiter does not take RUNNING; the guest waits", "err", err)
 		b.setError(err)

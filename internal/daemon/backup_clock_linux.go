@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
@@ -13,14 +14,24 @@ import (
 	"github.com/virt-ft/virt-ft/pkg/kvmclock"
 )
 
-// clockGapMax bounds by how much a guest's clocks are set forward at activation:
-// for longer, a date is wrong somewhere, or a person has to say what is right.
-const clockGapMax = 30 * 24 * time.Hour
+const (
+	// clockGapMax bounds by how much a guest's clocks are set forward at activation:
+	// for longer, a date is wrong somewhere, or a person has to say what is right.
+	clockGapMax = 30 * 24 * time.Hour
+	// virtualGapMax bounds that for QEMU's own clock: periodic timers catch up a
+	// period at a time before the guest runs, some 35 ms for each hour.
+	virtualGapMax = 10 * time.Minute
+	// learnedMax is how long an activation waits for what should be known by then,
+	// and preparedMax for what should be ready.
+	learnedMax  = 200 * time.Millisecond
+	preparedMax = 500 * time.Millisecond
+)
 
 // takeover is what is known of a guest's clocks when its standby is given its
 // device state. Of the work goroutine.
 type takeover struct {
-	reading  kvmclock.Reading // of the guest's clock, by this host's time of day; zero: not known
+	kvm      bool             // there is a kvmclock
+	reading  kvmclock.Reading // of it, by this host's time of day; zero: not known
 	prepared *kvmclock.Prepared
 }
 
@@ -47,22 +58,18 @@ func (b *backup) setClocks(device []byte, g replica.GuestClock) []byte {
 	if !known {
 		b.log.Warn("the hosts' clocks were not compared: they are taken to show the same time")
 	}
-	_, kvm := ds.KVMClock(device)
+	own, kvm := ds.KVMClock(device)
+	b.takeover.kvm = kvm
 	var errs []error
-	if kvm && g.ClockNs != 0 {
-		if by, err := gap(g.RealtimeNs, there); err != nil {
-			errs = append(errs, err)
-		} else {
-			b.takeover.reading = kvmclock.Reading{ClockNs: g.ClockNs + uint64(by), RealtimeNs: uint64(now.UnixNano())}
-			errs = append(errs, ds.SetKVMClock(device, b.takeover.reading.ClockNs))
-		}
+	if kvm {
+		errs = append(errs, b.setKVMClock(ds, device, own, g, there, now))
 	}
 	by, err := gap(g.PausedNs, there)
-	if err == nil {
+	if err == nil && by <= virtualGapMax {
 		errs = append(errs, ds.AdvanceVirtualClock(device, by, b.d.tscKHz()))
-		if kvm {
-			errs = append(errs, b.setTSCs(ds, device, by))
-		}
+	}
+	if err == nil && kvm {
+		errs = append(errs, b.setTSCs(ds, device, by))
 	}
 	if err := errors.Join(append(errs, err)...); err != nil {
 		b.log.Warn("a clock of the guest stays where the checkpoint was", "err", err)
@@ -70,6 +77,23 @@ func (b *backup) setClocks(device []byte, g replica.GuestClock) []byte {
 	}
 	b.log.Info("clocks", "setForwardBy", by, "kvmclock", b.takeover.reading.ClockNs, "peerAhead", ahead)
 	return device
+}
+
+// setKVMClock sets kvmclock to what it would be when the primary's clock shows
+// there, which is now here. It is never set back.
+func (b *backup) setKVMClock(ds vmstate.Devices, device []byte, own uint64, g replica.GuestClock, there uint64, now time.Time) error {
+	if g.ClockNs == 0 {
+		return errors.New("the primary did not say what the guest's kvmclock shows")
+	}
+	by, err := gap(g.RealtimeNs, there)
+	if err != nil {
+		return err
+	}
+	if at := g.ClockNs + uint64(by); at > own && g.ClockNs <= math.MaxInt64 {
+		b.takeover.reading = kvmclock.Reading{ClockNs: at, RealtimeNs: uint64(now.UnixNano())}
+		return ds.SetKVMClock(device, at)
+	}
+	return fmt.Errorf("kvmclock shows %d ns in the checkpoint, and would be set back to %d ns", own, g.ClockNs)
 }
 
 // gap is the time from an instant of the primary's clock to another.
@@ -88,7 +112,11 @@ func gap(fromNs, toNs uint64) (time.Duration, error) {
 
 // setTSCs sets the time stamp counters of a guest under KVM forward.
 func (b *backup) setTSCs(ds vmstate.Devices, device []byte, by time.Duration) error {
-	layout, err := layoutOf(b.ctx, &b.d.layouts, b.setup.SourceXML)
+	pid, err := b.standby.PID()
+	if err != nil {
+		return err
+	}
+	layout, err := layoutOf(b.ctx, &b.d.layouts, pid, b.setup.SourceXML, learnedMax)
 	if err != nil {
 		return err
 	}
@@ -101,6 +129,9 @@ func (b *backup) setTSCs(ds vmstate.Devices, device []byte, by time.Duration) er
 		if kHz == 0 {
 			kHz = b.d.tscKHz() // QEMU says it where it may differ from the host's
 		}
+		if kHz == 0 {
+			return errors.New("the rate of the time stamp counter is not known")
+		}
 		if err := ds.SetTSC(device, layout, c.Instance, kvmclock.AdvanceTSC(c.TSC, kHz, by)); err != nil {
 			return err
 		}
@@ -108,10 +139,9 @@ func (b *backup) setTSCs(ds vmstate.Devices, device []byte, by time.Duration) er
 	return nil
 }
 
-// learnLayout has what setTSCs needs known before it is needed. It is of no use to
-// a guest that is emulated.
-func (b *backup) learnLayout(domainXML string) {
-	if _, err := layoutOf(b.ctx, &b.d.layouts, domainXML); err != nil && b.ctx.Err() == nil {
+// learnLayout has what setTSCs needs known before it is needed.
+func (b *backup) learnLayout(pid int, domainXML string) {
+	if _, err := layoutOf(b.ctx, &b.d.layouts, pid, domainXML, layoutMax); err != nil && b.ctx.Err() == nil {
 		b.log.Warn("the guest's time stamp counters will not be set right at activation", "err", err)
 	}
 }
@@ -129,6 +159,22 @@ func (b *backup) prepareClock(pid int) <-chan *kvmclock.Prepared {
 	return ready
 }
 
+// await returns what is ready soon after the standby has loaded, or nil.
+func (b *backup) await(ready <-chan *kvmclock.Prepared) *kvmclock.Prepared {
+	select {
+	case p := <-ready:
+		return p
+	case <-time.After(preparedMax):
+		b.log.Warn("the tracer of the guest's clock is not ready; the guest is not to wait for it")
+		b.async(func() {
+			if p := <-ready; p != nil {
+				_ = p.Close()
+			}
+		})
+		return nil
+	}
+}
+
 // resumeStandby resumes the standby, with its clock set if there is one.
 func (b *backup) resumeStandby(ctx context.Context) error {
 	t := &b.takeover
@@ -138,7 +184,9 @@ func (b *backup) resumeStandby(ctx context.Context) error {
 	switch {
 	case b.standby == nil:
 	case t.prepared == nil:
-		err = b.standby.Resume(ctx)
+		if err = b.standby.Resume(ctx); t.kvm {
+			s.State, s.Why = control.ClockUncorrected, "it goes on from where it was when the standby was loaded"
+		}
 	default:
 		var did kvmclock.Applied
 		did, err = t.prepared.SetAtResume(ctx, t.reading, b.standby.Resume)

@@ -63,8 +63,10 @@ func (b *backup) makeStandby() {
 		b.setImage(img)
 		b.watchStandby(st)
 		err = b.openGate(st)
-		xml := b.setup.SourceXML
-		b.async(func() { b.learnLayout(xml) })
+		if pid, err := st.PID(); err == nil {
+			xml := b.setup.SourceXML
+			b.async(func() { b.learnLayout(pid, xml) })
+		}
 	}
 	if err != nil {
 		b.log.Error("the standby cannot be made", "err", err)
@@ -219,6 +221,7 @@ func (b *backup) remakeStandby() {
 		return
 	}
 	old.in = nil
+	b.takeover.close()
 	st, img, err := b.newStandby(func() bool { return true }, func(xml string) (string, error) { return xml, nil })
 	if err == nil {
 		if err = b.replaceImage(img); err != nil {
@@ -414,7 +417,7 @@ func (b *backup) loadStandby() error {
 	b.takeover.close()
 	prepared := b.prepareClock(pid)
 	err = b.finishLoad(b.standby, b.img, b.setClocks(b.device, b.clock))
-	b.takeover.prepared = <-prepared
+	b.takeover.prepared = b.await(prepared)
 	return err
 }
 

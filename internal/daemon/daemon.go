@@ -61,7 +61,8 @@ type Daemon struct {
 	recovered bool            // what an earlier daemon left was looked at
 	untaken   map[string]bool // UUIDs of what could not be taken up yet
 	hub       hub
-	arbMu     sync.Mutex // guards arbiters, and is held while one is opened
+	arbMu     sync.Mutex // guards arbiters and opening
+	opening   map[string]*opening
 	layouts   cpulayout.Cache
 	tscKHz    func() uint32 // of this host; measured once
 }
@@ -71,7 +72,7 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	if cfg.Host == "" {
 		return nil, errors.New("config: host is empty")
 	}
-	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, untaken: map[string]bool{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
+	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
 // Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without

@@ -84,7 +84,7 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 	p.pacer = newPacer(d.cfg.Epoch, m.Pacing)
 	p.born = time.Now()
 	p.out = newOutputs(p)
-	p.clock = &guestClock{log: p.log, pid: pid}
+	p.clock = &guestClock{log: p.log, pid: pid, bound: d.cfg.Epoch.PauseMax + time.Second}
 	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
 	p.snapshot()
 	return p, nil

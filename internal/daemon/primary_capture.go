@@ -361,8 +361,8 @@ func (p *primary) pace() {
 
 // shape is what a domain's XML says of its machine.
 type shape struct {
-	emulator, machine string
-	vcpus             uint32
+	machine string
+	vcpus   uint32
 }
 
 // shapeOf reads what a migration stream must say of the machine.
@@ -374,7 +374,6 @@ func shapeOf(domainXML string) (shape, error) {
 				Machine string `xml:"machine,attr"`
 			} `xml:"type"`
 		} `xml:"os"`
-		Emulator string `xml:"devices>emulator"`
 	}
 	if err := xml.Unmarshal([]byte(domainXML), &x); err != nil {
 		return shape{}, fmt.Errorf("domain XML: %w", err)
@@ -382,5 +381,5 @@ func shapeOf(domainXML string) (shape, error) {
 	if x.OS.Type.Machine == "" {
 		return shape{}, errors.New("domain XML names no machine type")
 	}
-	return shape{x.Emulator, x.OS.Type.Machine, x.VCPU}, nil
+	return shape{x.OS.Type.Machine, x.VCPU}, nil
 }

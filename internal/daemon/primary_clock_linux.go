@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -20,7 +21,10 @@ const (
 	// clockLookEvery is how often device state is looked into for its clocks.
 	clockLookEvery = time.Second
 	// layoutMax bounds learning how a QEMU binary lays out a virtual CPU's state.
-	layoutMax = 30 * time.Second
+	layoutMax   = 30 * time.Second
+	layoutRetry = 10 * time.Minute
+	// clockRetryMax is the longest pause between two tries to begin.
+	clockRetryMax = time.Minute
 )
 
 // guestClock keeps the clock of a guest on this host true, where there is one to
@@ -29,16 +33,24 @@ const (
 type guestClock struct {
 	log    *slog.Logger
 	pid    int
+	bound  time.Duration                   // above the longest pause
 	keeper atomic.Pointer[kvmclock.Keeper] // nil: nothing to be kept, or it could not be begun
 
-	mu       sync.Mutex
+	looked atomic.Int64 // when device state was last looked at, Unix ns
+
+	openMu sync.Mutex // held while it is begun, which may take seconds
+	tryAt  time.Time  // not before, after a failure; of openMu's holder
+	failed int        // in a row
+
+	mu       sync.Mutex // never held for long: checkpoints ask
 	closed   bool
 	opened   bool   // it is known whether there is something to be kept
 	kvm      bool   // the guest runs under KVM
 	why      string // no keeper although it does
 	page     bool   // a virtual CPU of it has a kvmclock page, or nobody knows
-	looked   time.Time
 	emulated emulatedClock
+
+	layoutAt time.Time // when learning the layout may be tried again, after a failure
 }
 
 // emulatedClock is QEMU_CLOCK_VIRTUAL, by which QEMU's own timers go: HPET, ACPI
@@ -56,23 +68,45 @@ func (e *emulatedClock) at(ns int64, now time.Time) {
 	e.driftNs = ns - e.fromNs - now.Sub(e.from).Nanoseconds()
 }
 
-// open begins to keep the clock, if that was not begun.
+// open begins to keep the clock, if that was not begun. After a failure it tries
+// again later and later.
 func (c *guestClock) open(ctx context.Context) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.keeper.Load() != nil || c.opened && !c.kvm {
+	c.openMu.Lock()
+	defer c.openMu.Unlock()
+	if !c.wanted() || time.Now().Before(c.tryAt) {
 		return
 	}
-	k, err := kvmclock.Open(ctx, c.pid, kvmclock.Options{Logger: c.log})
+	k, err := kvmclock.Open(ctx, c.pid, kvmclock.Options{Logger: c.log, Bound: c.bound})
+	c.mu.Lock()
+	was, closed := c.why, c.closed
 	c.opened, c.kvm, c.why = true, !errors.Is(err, kvmclock.ErrNoKVM), ""
 	switch {
-	case err == nil:
+	case err == nil && !closed:
 		c.page = true // until it is looked at
 		c.keeper.Store(k)
-	case c.kvm:
+	case err != nil && c.kvm:
 		c.why = err.Error()
-		c.log.Warn("the guest's clock will lose its pauses", "err", err)
 	}
+	why := c.why
+	c.mu.Unlock()
+	switch {
+	case err == nil && closed:
+		_ = k.Close() // a process of ours that does nothing
+	case err == nil:
+		c.failed = 0
+	case why != "":
+		c.tryAt = time.Now().Add(min(clockLookEvery<<min(c.failed, 6), clockRetryMax))
+		if c.failed++; why != was {
+			c.log.Warn("the guest's clock will lose its pauses", "err", err)
+		}
+	}
+}
+
+// wanted tells whether a keeper is missing.
+func (c *guestClock) wanted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.closed && c.keeper.Load() == nil && (!c.opened || c.kvm)
 }
 
 // close leaves the guest's clock to QEMU.
@@ -129,13 +163,8 @@ func (c *guestClock) lastErrNs() int64 {
 
 // due tells whether device state should be looked at, and counts as having done so.
 func (c *guestClock) due(now time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if now.Sub(c.looked) < clockLookEvery {
-		return false
-	}
-	c.looked = now
-	return true
+	was := c.looked.Load()
+	return now.UnixNano()-was >= clockLookEvery.Nanoseconds() && c.looked.CompareAndSwap(was, now.UnixNano())
 }
 
 // look notes what device state of a pause that began at pausedAt says of clocks.
@@ -148,7 +177,7 @@ func (c *guestClock) look(device []byte, pausedAt time.Time, layout func() (vmst
 	_, kvm := ds.KVMClock(device)
 	page := kvm
 	if kvm {
-		if l, err := layout(); err == nil {
+		if l, ok := c.layout(layout); ok {
 			cpus, err := ds.CPUClocks(device, l)
 			page = err != nil || slices.ContainsFunc(cpus, func(c vmstate.CPUClock) bool { return c.KVMClockOn })
 		}
@@ -160,6 +189,24 @@ func (c *guestClock) look(device []byte, pausedAt time.Time, layout func() (vmst
 	if any {
 		c.emulated.at(ns, pausedAt)
 	}
+}
+
+// layout asks, unless that was in vain a short while ago: it starts a QEMU.
+func (c *guestClock) layout(ask func() (vmstate.CPULayout, error)) (vmstate.CPULayout, bool) {
+	c.mu.Lock()
+	ok := time.Now().After(c.layoutAt)
+	c.mu.Unlock()
+	if !ok {
+		return vmstate.CPULayout{}, false
+	}
+	l, err := ask()
+	if err != nil {
+		c.log.Warn("it is not known whether the guest uses kvmclock", "err", err)
+		c.mu.Lock()
+		c.layoutAt = time.Now().Add(layoutRetry)
+		c.mu.Unlock()
+	}
+	return l, err == nil
 }
 
 // report is what status shows.
@@ -207,18 +254,19 @@ func (p *primary) cpuLayout() (vmstate.CPULayout, error) {
 	if xml == nil {
 		return vmstate.CPULayout{}, errNoCapture
 	}
-	return layoutOf(p.ctx, &p.d.layouts, *xml)
+	return layoutOf(p.ctx, &p.d.layouts, p.pid, *xml, layoutMax)
 }
 
-// layoutOf learns from the emulator that a domain names.
-func layoutOf(ctx context.Context, known *cpulayout.Cache, domainXML string) (vmstate.CPULayout, error) {
+// layoutOf learns from the binary that runs as process pid: a path may lead to
+// another one since the last upgrade, and what a domain's XML names is another's word.
+func layoutOf(ctx context.Context, known *cpulayout.Cache, pid int, domainXML string, within time.Duration) (vmstate.CPULayout, error) {
 	s, err := shapeOf(domainXML)
 	if err != nil {
 		return vmstate.CPULayout{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, layoutMax)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	return known.Layout(ctx, s.emulator, s.machine)
+	return known.Layout(ctx, fmt.Sprintf("/proc/%d/exe", pid), s.machine)
 }
 
 // resumeGuest resumes the guest after a pause that this daemon made, and which its

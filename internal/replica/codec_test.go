@@ -243,6 +243,7 @@ func TestPayloadRefusals(t *testing.T) {
 		"not UTF-8":   &Setup{SourceXML: "\xff"},
 		"long XML":    &Setup{SourceXML: strings.Repeat("x", MaxXMLBytes+1)},
 		"flags":       &EpochEnd{Flags: 4},
+		"clockNs":     &EpochEnd{Clock: GuestClock{ClockNs: 1 << 63}},
 		"zero seq":    &Heartbeat{},
 		"limit":       &Welcome{Version: 1, Channel: ControlChannel, State: BackupNone, HeartbeatPeriodNs: 2, SilenceLimitNs: 1},
 		"big blob":    &Device{Blob: make([]byte, MaxDeviceBytes+1)},
@@ -351,7 +352,7 @@ func genMessage(t *rapid.T) Message {
 	case *Device:
 		return &Device{rapid.SliceOf(rapid.Byte()).Draw(t, "blob")}
 	case *EpochEnd:
-		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at"), rapid.Uint8().Draw(t, "streams") &^ 1, GuestClock{u64.Draw(t, "clock"), u64.Draw(t, "realtime"), u64.Draw(t, "paused")}}
+		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at"), rapid.Uint8().Draw(t, "streams") &^ 1, GuestClock{u64.Draw(t, "clock") >> 1, u64.Draw(t, "realtime") >> 1, u64.Draw(t, "paused") >> 1}}
 	case *StreamEnd:
 		return &StreamEnd{u64.Draw(t, "pages")}
 	case *Output:

@@ -1,6 +1,9 @@
 package replica
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Message is one of the message structs of this package.
 type Message interface {
@@ -358,6 +361,7 @@ func (m *EpochEnd) fields(c *codec) {
 	c.u64("clockNs", &m.Clock.ClockNs)
 	c.u64("clockRealtimeNs", &m.Clock.RealtimeNs)
 	c.u64("pausedRealtimeNs", &m.Clock.PausedNs)
+	c.check(max(m.Clock.ClockNs, m.Clock.RealtimeNs, m.Clock.PausedNs) <= math.MaxInt64, "clockNs", "is later than any clock")
 }
 
 func (m *Rehearsed) fields(c *codec) {

@@ -20,9 +20,8 @@ const (
 	// collectMax bounds the wait for its word after a resume: the call has been
 	// made, and the word is on its way. The guest runs meanwhile.
 	collectMax = 50 * time.Millisecond
-	// pauseBound is the longest time for which QEMU is traced: longer than any
-	// pause that a checkpoint makes, or the tracer would end in the middle of it.
-	pauseBound = 2 * time.Second
+	// defaultBound is Options.Bound when they do not say.
+	defaultBound = 2 * time.Second
 )
 
 // trap is what a Keeper needs of a *ptracer.Trap.
@@ -36,6 +35,10 @@ type trap interface {
 // Options of [Open], [Prepare] and [SetAtResume]. The zero value is good.
 type Options struct {
 	Logger *slog.Logger // slog.Default() if nil
+	// Bound is the longest time for which [Keeper] may trace QEMU at once: more than
+	// the longest pause, because a tracer that is over it ends, and the pause is
+	// missed. 2 s if 0.
+	Bound time.Duration
 
 	// What tests put in the place of a QEMU, its tracer, the host's clocks and
 	// the kernel.
@@ -47,6 +50,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Bound <= 0 {
+		o.Bound = defaultBound
 	}
 	if o.now == nil {
 		o.now = hostInstant
@@ -102,7 +108,7 @@ type pause struct {
 // must call ptracer.MaybeInject first thing in main, and in TestMain.
 func Open(ctx context.Context, pid int, o Options) (*Keeper, error) {
 	o = o.withDefaults()
-	t, err := o.openTrap(ctx, pid, pauseBound)
+	t, err := o.openTrap(ctx, pid, o.Bound)
 	if err != nil {
 		return nil, err
 	}
