@@ -120,6 +120,14 @@ type Protection struct {
 		Share  float64 `json:"share"`
 		Reason string  `json:"reason"`
 	} `json:"throttle"`
+	Clock struct {
+		State   string  `json:"state"`
+		Why     string  `json:"why"`
+		Kept    uint64  `json:"kept"`
+		Missed  uint64  `json:"missed"`
+		DriftUs float64 `json:"drift_us"`
+		StepUs  float64 `json:"step_us"`
+	} `json:"clock"`
 	DirtyPages int     `json:"dirty_pages"`
 	BytesSent  uint64  `json:"bytes_sent"`
 	RateBps    float64 `json:"rate_bps"`

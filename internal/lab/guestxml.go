@@ -35,6 +35,12 @@ type GuestOptions struct {
 	// Kernel and Initrd are paths that both hosts see, as InstallBoot returns
 	// them. A guest with disks boots from the initramfs beside Initrd.
 	Kernel, Initrd string
+	// Firmware is a path that both hosts see, of what the guest runs in place of a
+	// firmware and all that it would boot: nothing is known of such a guest, and
+	// StartGuest does not wait for it [QEMU's, with Kernel and Initrd].
+	Firmware string
+	// Emulator is a path that both hosts see, as InstallKVM returns it [QEMU].
+	Emulator string
 }
 
 // Limits of GuestOptions.
@@ -43,6 +49,8 @@ const (
 	guestVCPUMax   = 64
 	guestCellsMax  = 16
 )
+
+const qemuPath = "/usr/bin/qemu-system-x86_64"
 
 // guestMAC is fixed, so that a guest keeps it wherever it runs.
 const guestMAC = "52:54:00:f7:00:0a"
@@ -66,6 +74,7 @@ func (o GuestOptions) withDefaults() GuestOptions {
 	def(&o.Name, "web1")
 	def(&o.Machine, "q35")
 	def(&o.Memory, "anonymous")
+	def(&o.Emulator, qemuPath)
 	if o.MemMiB == 0 {
 		o.MemMiB = 256
 	}
@@ -130,7 +139,7 @@ func (o GuestOptions) MAC() string     { return guestMAC }
 func (o GuestOptions) Console() string { return ConsolePath(o.Name) }
 
 // GuestXML returns the domain XML of a lab guest: an ordinary domain that
-// boots a kernel directly and runs under TCG.
+// boots a kernel directly and, as far as libvirt knows, runs under TCG.
 func GuestXML(o GuestOptions) (string, error) {
 	o = o.withDefaults()
 	if err := o.check(); err != nil {
@@ -168,9 +177,13 @@ const guestTemplate = `<domain type='qemu'>
 {{- end}}
   <os>
     <type arch='x86_64' machine='{{x .Machine}}'>hvm</type>
+{{- if .Firmware}}
+    <loader readonly='yes' type='rom'>{{x .Firmware}}</loader>
+{{- else}}
     <kernel>{{x .Kernel}}</kernel>
     <initrd>{{x .Initrd}}</initrd>
     <cmdline>{{x .Cmdline}}</cmdline>
+{{- end}}
   </os>
   <features><acpi/><apic/></features>
 {{- with .Cells}}
@@ -184,7 +197,7 @@ const guestTemplate = `<domain type='qemu'>
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <emulator>{{x .Emulator}}</emulator>
     <serial type='file'><source path='{{x .Console}}'/><target port='0'/></serial>
     <console type='file'><source path='{{x .Console}}'/><target type='serial' port='0'/></console>
 {{- range .DiskList}}

@@ -131,12 +131,13 @@ func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 
 func TestGuestXML(t *testing.T) {
 	for name, o := range map[string]GuestOptions{
-		"plain":  {Kernel: "/k&<>'", Initrd: "/i"},
-		"memfd":  {Memory: "memfd", NIC: true},
-		"numa":   {NUMACells: 3, VCPUs: 4, MemMiB: 1000},
-		"rich":   {Rich: true, NIC: true},
-		"richpc": {Rich: true, Machine: "pc"},
-		"disks":  {AcceptDisk: "vda", Disks: []GuestDisk{{IOThread: true}, {Target: "sda", Bus: "scsi", IOThread: true}, {Target: "sdb", Bus: "sata", Path: "/a&b"}}},
+		"plain":    {Kernel: "/k&<>'", Initrd: "/i"},
+		"memfd":    {Memory: "memfd", NIC: true},
+		"numa":     {NUMACells: 3, VCPUs: 4, MemMiB: 1000},
+		"rich":     {Rich: true, NIC: true},
+		"richpc":   {Rich: true, Machine: "pc"},
+		"firmware": {Machine: "pc", Firmware: "/f&<>", Emulator: "/e&<>"},
+		"disks":    {AcceptDisk: "vda", Disks: []GuestDisk{{IOThread: true}, {Target: "sda", Bus: "scsi", IOThread: true}, {Target: "sdb", Bus: "sata", Path: "/a&b"}}},
 	} {
 		text, err := GuestXML(o)
 		if err != nil {

@@ -9,10 +9,7 @@ import (
 	"strings"
 )
 
-const (
-	libvirtdPath = "/usr/sbin/libvirtd"
-	qemuPath     = "/usr/bin/qemu-system-x86_64"
-)
+const libvirtdPath = "/usr/sbin/libvirtd"
 
 // qemuConf makes libvirt's QEMU driver content with a host that has neither
 // cgroups nor security labels nor virtlogd.

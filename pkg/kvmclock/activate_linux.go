@@ -44,7 +44,7 @@ func Prepare(ctx context.Context, pid int, o Options) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Prepared{o: o, trap: t, realtime: o.realtime()}, nil
+	return &Prepared{o: o, trap: t, realtime: o.takesRealtime(pid)}, nil
 }
 
 // SetAtResume calls resume, which is to resume the guest and to return when QEMU

@@ -62,9 +62,10 @@ func hint(err error) string {
 }
 
 // kernelTakesRealtime tells whether KVM_SET_CLOCK of this kernel knows
-// FlagRealtime. An unknown flag would be refused, and QEMU aborts then.
-func kernelTakesRealtime() bool {
-	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+// FlagRealtime. An unknown flag would be refused, and QEMU aborts then. It asks the
+// device that process pid sees: ours may be hidden from us, by a sandbox for instance.
+func kernelTakesRealtime(pid int) bool {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/root/dev/kvm", pid), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}

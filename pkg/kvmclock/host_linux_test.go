@@ -72,7 +72,7 @@ func kernelClock(t testing.TB, vm int) Data {
 // TestKernel: what this package believes of KVM, asked of KVM itself.
 func TestKernel(t *testing.T) {
 	vm := machine(t)
-	if !kernelTakesRealtime() {
+	if !kernelTakesRealtime(os.Getpid()) {
 		t.Skip("this kernel's KVM_SET_CLOCK knows no flags; Linux 5.16 has them")
 	}
 	// As of a second ago: the kernel adds what has passed since.

@@ -44,7 +44,7 @@ type Options struct {
 	// the kernel.
 	trap     trap
 	now      func() instant
-	realtime func() bool
+	realtime func(pid int) bool
 }
 
 func (o Options) withDefaults() Options {
@@ -61,6 +61,15 @@ func (o Options) withDefaults() Options {
 		o.realtime = kernelTakesRealtime
 	}
 	return o
+}
+
+// takesRealtime tells whether clocks may be set with FlagRealtime.
+func (o Options) takesRealtime(pid int) bool {
+	if o.realtime(pid) {
+		return true
+	}
+	o.Logger.Warn("clock: KVM cannot be asked, or is older than Linux 5.16: what is missed is not put back, and a clock that is set is late by the resume", "qemuPid", pid)
+	return false
 }
 
 // openTrap starts a tracer for the KVM_SET_CLOCK of process pid, unless a test
@@ -112,7 +121,7 @@ func Open(ctx context.Context, pid int, o Options) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Keeper{o: o, trap: t, ledger: ledger{canSet: o.realtime()}}, nil
+	return &Keeper{o: o, trap: t, ledger: ledger{canSet: o.takesRealtime(pid)}}, nil
 }
 
 // Paused says that the guest stands still now, and will be resumed soon. It does

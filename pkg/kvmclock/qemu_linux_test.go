@@ -101,7 +101,7 @@ func settle(t *testing.T, g *qmptest.Guest, k *Keeper) {
 
 // TestQEMUSetAtResume: a real QEMU starts its guest with the clock that we give it.
 func TestQEMUSetAtResume(t *testing.T) {
-	if !kernelTakesRealtime() {
+	if !kernelTakesRealtime(os.Getpid()) {
 		t.Skip("KVM_SET_CLOCK with flags: /dev/kvm cannot be opened, or it is older than Linux 5.16")
 	}
 	g := startGuest(t)

@@ -49,7 +49,7 @@ func newWorld() *world {
 
 func (w *world) options() Options {
 	return Options{
-		Logger: slog.New(slog.NewTextHandler(counter{&w.logs}, nil)), trap: w, now: w.now, realtime: func() bool { return !w.strict },
+		Logger: slog.New(slog.NewTextHandler(counter{&w.logs}, nil)), trap: w, now: w.now, realtime: func(int) bool { return !w.strict },
 	}
 }
 
