@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -37,45 +39,121 @@ const (
 	samplesMin     = 1000
 	calibrationMax = 30 * time.Second // a host so busy that the two seldom run together
 	tscSlip        = 20_000           // ticks: calibrations further apart mean that the TSC was set, or runs at another rate
+	agreeing       = 8                // samples
+	agreeTicks     = 2_000            // that agree as well as this were all read a moment after they were written
 )
 
 var errNoSamples = errors.New("the guest does not read its clock")
 
 func newMeter(ctx context.Context, m *guest.Machine) (*meter, error) {
-	offset, err := calibrate(ctx, m, samplesMin)
+	offset, err := calibrate(ctx, m)
 	return &meter{m: m, offset: offset}, err
 }
 
-// calibrate returns the guest's TSC minus the host's, from n samples.
-func calibrate(ctx context.Context, m *guest.Machine, n int) (offset uint64, err error) {
-	until, best, seen := time.Now().Add(calibrationMax), int64(math.MinInt64), m.Seq(0)
-	for looks := 0; n > 0; looks++ {
-		seq := m.Seq(0)
-		if seq == seen || seq%2 != 0 {
-			if looks%1024 == 0 {
-				if time.Now().After(until) {
-					return 0, errNoSamples
-				}
-				if err := errors.Join(context.Cause(ctx), m.Alive()); err != nil {
-					return 0, err
-				}
-			}
-			continue
-		}
-		tsc, _, ok := m.Sample(0)
-		now := rdtsc()
-		if ok {
-			best, seen, n = max(best, int64(tsc-now)), seq, n-1
-		}
+// calibrate returns the guest's TSC minus the host's. On a busy host hardly a
+// sample is read while it is fresh, and the largest difference alone may be that
+// of a stale one: so some must agree on it.
+func calibrate(ctx context.Context, m *guest.Machine) (offset uint64, err error) {
+	var best [agreeing]int64 // the largest first
+	for i := range best {
+		best[i] = math.MinInt64 / 2
 	}
-	return uint64(best), nil
+	n := 0
+	err = differences(ctx, m, func(ticks int64) bool {
+		for i := range best {
+			if ticks > best[i] {
+				ticks, best[i] = best[i], ticks
+			}
+		}
+		n++
+		return n >= samplesMin && best[0]-best[agreeing-1] < agreeTicks
+	})
+	return uint64(best[0]), err
 }
 
-// check fails if the guest's TSC is no longer where it was.
+// differences tells done of the guest's TSC minus the host's, by one fresh sample
+// after the other, until it is content.
+//
+// The guest must run while we look, and the scheduler of a busy host may leave the
+// two on one processor for minutes: we go from one to the next.
+func differences(ctx context.Context, m *guest.Machine, done func(ticks int64) bool) (err error) {
+	hop, err := newHopper()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, hop.close()) }()
+	until, seen := time.Now().Add(calibrationMax), m.Seq(0)
+	for looks := 0; ; looks++ {
+		if looks%1024 == 0 {
+			if time.Now().After(until) {
+				return errNoSamples
+			}
+			if err := errors.Join(context.Cause(ctx), m.Alive(), hop.hop()); err != nil {
+				return err
+			}
+		}
+		seq := m.Seq(0)
+		if seq == seen || seq%2 != 0 {
+			continue
+		}
+		seen = seq
+		tsc, _, ok := m.Sample(0)
+		if now := rdtsc(); ok && done(int64(tsc-now)) {
+			return nil
+		}
+	}
+}
+
+// hopper takes its goroutine's thread from one of its processors to the next, a
+// stay on each.
+type hopper struct {
+	was   unix.CPUSet
+	cpu   int
+	since time.Time
+}
+
+const stay = 50 * time.Millisecond
+
+func newHopper() (*hopper, error) {
+	h := &hopper{cpu: -1}
+	if err := unix.SchedGetaffinity(0, &h.was); err != nil {
+		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	runtime.LockOSThread()
+	return h, nil
+}
+
+func (h *hopper) hop() error {
+	if time.Since(h.since) < stay {
+		return nil
+	}
+	for h.cpu++; !h.was.IsSet(h.cpu); h.cpu++ {
+		if h.cpu >= 8*int(unsafe.Sizeof(h.was)) {
+			h.cpu = -1
+		}
+	}
+	var one unix.CPUSet
+	one.Set(h.cpu)
+	h.since = time.Now()
+	return unix.SchedSetaffinity(0, &one)
+}
+
+func (h *hopper) close() error {
+	defer runtime.UnlockOSThread()
+	return unix.SchedSetaffinity(0, &h.was)
+}
+
+// check fails if the guest's TSC is no longer where it was: it is there if one
+// sample says so, because a sample can be stale but not from the future.
 func (t *meter) check(ctx context.Context) error {
-	offset, err := calibrate(ctx, t.m, samplesMin/4)
-	if slip := int64(offset - t.offset); err == nil && max(slip, -slip) > tscSlip {
-		err = fmt.Errorf("the guest's TSC moved by %d ticks against the host's: nothing measured by it counts", slip)
+	best := int64(math.MinInt64)
+	n := 0
+	err := differences(ctx, t.m, func(ticks int64) bool {
+		n, best = n+1, max(best, ticks-int64(t.offset))
+		return n >= samplesMin/4 && best > -tscSlip
+	})
+	if best > tscSlip || errors.Is(err, errNoSamples) && n > 0 {
+		return fmt.Errorf("the guest's TSC moved by %d ticks against the host's: nothing measured by it counts", best)
 	}
 	return err
 }
