@@ -56,9 +56,15 @@ func (w *World) resumed(q *qemu) {
 			w.fail("B goes on from %v, A performed the outputs of %v", q.holds, r)
 		}
 	}
+	if b.final != (checkpoint{}) {
+		w.fail("B goes on with a guest that was shut down in order, %v was its end", b.final)
+	}
+	if p := b.parcels[q.holds]; b.disk != p.wrote {
+		w.fail("B goes on from %v with %d writes on its disks, it wrote %d", q.holds, b.disk, p.wrote)
+	}
 	w.wentOn = true
 	g := &w.a.gate
-	g.covers(q.holds, b.cover[q.holds], b.forgot)
+	g.covers(q.holds, b.parcels[q.holds].last, b.forgot)
 	// A copy on A is only left running when nothing was heard of A for the
 	// detection limit, when its daemon is gone, or a person said so; and
 	// the world hears nothing of it.
@@ -78,6 +84,46 @@ func (w *World) resumed(q *qemu) {
 	}
 }
 
+// ended checks the end of a guest that was shut down in order, in the moment in
+// which B lets go of its standby: its images hold all that it wrote.
+func (w *World) ended() {
+	if w.b.disk != w.a.wrote {
+		w.fail("the guest was shut down in order: B's disks hold %d writes of %d", w.b.disk, w.a.wrote)
+	}
+}
+
+// outcome checks what has to have come of a fault in a world in which nothing
+// else went wrong.
+func (w *World) outcome() {
+	a, b := w.a, w.b
+	if w.mustRun && !b.runs() {
+		w.fail("the guest is lost")
+	}
+	if b.final != (checkpoint{}) && b.up && !b.torn && b.disk != a.wrote {
+		w.fail("B acknowledged the end of the guest, its disks hold %d writes of %d", b.disk, a.wrote)
+	}
+	switch w.must {
+	case mustEnd:
+		if b.final == (checkpoint{}) || a.ended == "" || b.runs() {
+			w.fail("the guest was shut down in order: its end is %v on B, where it runs %v; A's last word is %q", b.final, b.runs(), a.ended)
+		}
+	case mustSwitch:
+		if !b.runs() || a.guestUp || !a.switched {
+			w.fail("the guest was not handed over: runs on B %v, is on A %v, answered %v", b.runs(), a.guestUp, a.switched)
+		}
+		if p := b.parcels[b.acked]; p.last != len(a.gate.outs) || p.wrote != a.wrote {
+			w.fail("the guest was handed over with %d outputs of %d, %d writes of %d", p.last, len(a.gate.outs), p.wrote, a.wrote)
+		}
+	default:
+		return
+	}
+	for n := range a.gate.outs {
+		if o := a.gate.outs[n]; !o.left && !o.performed {
+			w.fail("output %d of %v was performed by nobody", n+1, o.epoch)
+		}
+	}
+}
+
 // check looks at the whole world, after every step.
 func (w *World) check() {
 	if !w.a.runs() || !w.b.runs() || !w.a.up || w.a.frozen {
@@ -91,6 +137,7 @@ func (w *World) check() {
 	if !told {
 		w.dupSince = -1
 	}
+	w.a.bounded()
 	if w.dupSince >= 0 && w.now-w.dupSince > dupMax {
 		w.fail("two copies run for %v", w.now-w.dupSince)
 	}
@@ -143,6 +190,8 @@ func (w *World) unrest() string {
 	switch {
 	case a.guestUp && a.paused:
 		return "the guest on A is paused"
+	case a.asked && a.ended == "":
+		return "a hand over is not answered"
 	case a.runs() && a.gate.mode != gateOpen && a.ended != "":
 		return "what the guest on A sends is held for good"
 	case a.runs() && a.gate.mode != gateOpen && (a.m.State() != ftengine.PrimaryProtected || b.m == nil || b.m.State() != ftengine.BackupStandby):

@@ -6,7 +6,9 @@
 //
 // The guest on A sends numbered outputs all the time. The gate (gate.go) holds
 // them, heartbeats renew the lease under which they are released, and each one
-// is followed to where it leaves A, is performed by B, or is lost with A.
+// is followed to where it leaves A, is performed by B, or is lost with A. It
+// writes to its disks, too: each epoch brings B as many writes as there were, and
+// whatever B goes on from, or takes for the end, has to be on its disks.
 //
 // A run is a function of its seed, its arbiter and its faults: the same three
 // give the same run, event by event. After every event and every action the

@@ -36,13 +36,14 @@ const (
 	ActivateA
 	FreezeDaemonA
 	FreezeHostA
+	HandOver
 	kinds
 )
 
 var kindNames = [kinds]string{"CutLink", "ResetLink", "KillDaemonA", "KillDaemonB", "LoseHostA", "LoseHostB", "GuestCrash",
 	"GuestShutdown", "StandbyDeath", "CaptureFails", "CaptureFatal", "ArbiterDown", "ArbiterDownA", "ArbiterDownB", "RehearsalFails",
 	"MakeFails", "LoadFails", "CommitFails", "Unprotect", "Activate", "ActivateForce", "ActivateA",
-	"FreezeDaemonA", "FreezeHostA"}
+	"FreezeDaemonA", "FreezeHostA", "HandOver"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -64,9 +65,8 @@ func (f Fault) String() string {
 // strike has f happen. It counts as open until it healed.
 func (w *World) strike(f Fault) {
 	w.logf("---- %v", f)
-	if len(w.cfg.Faults) == 1 && w.takesA(f) {
-		// Nothing else goes wrong: what B acknowledged has to go on there.
-		w.mustRun = w.b.sess != nil && w.b.acked.session == w.b.sess.id
+	if len(w.cfg.Faults) == 1 {
+		w.expect(f) // nothing else goes wrong
 	}
 	undo := w.inflict(f.Kind)
 	if undo == nil {
@@ -78,6 +78,23 @@ func (w *World) strike(f Fault) {
 		undo()
 		w.faultHealed()
 	})
+}
+
+// expect notes what has to come of f alone.
+func (w *World) expect(f Fault) {
+	if w.takesA(f) {
+		// What B acknowledged has to go on there.
+		w.mustRun = w.b.sess != nil && w.b.acked.session == w.b.sess.id
+	}
+	if w.a.m == nil || w.a.m.State() != ftengine.PrimaryProtected {
+		return
+	}
+	switch f.Kind {
+	case GuestShutdown:
+		w.must = mustEnd
+	case HandOver:
+		w.must = mustSwitch
+	}
 }
 
 // takesA tells whether f leaves the guest nowhere to be heard but on B.
@@ -143,11 +160,16 @@ func (w *World) inflict(k Kind) (undo func()) {
 	case Unprotect:
 		a.post(ftengine.Unprotect{Reason: "unprotected by the operator"})
 	case Activate:
+		a.grants = false
 		w.decide(forB, func() { b.post(ftengine.OperatorActivate{}) })
 	case ActivateForce:
+		a.grants = false
 		w.decide(forB, func() { b.post(ftengine.OperatorActivate{Force: true}) })
 	case ActivateA:
 		w.decide(forA, func() { a.post(ftengine.OperatorActivate{}) })
+	case HandOver: // a person's word for B, as the only arbiter
+		a.grants = a.grants || w.person == nobody
+		w.decide(forB, a.swap)
 	case FreezeDaemonA:
 		return a.freeze(false)
 	case FreezeHostA:

@@ -11,7 +11,7 @@ type gateMode uint8
 const (
 	gateOpen gateMode = iota
 	gateHolds
-	gateSealed // the guest was handed over: nothing leaves ever again
+	gateSealed // the guest was handed over: nothing leaves, unless B cannot go on
 )
 
 // gate is what stands between the guest on A and the world. Its mode and the
@@ -26,6 +26,7 @@ type gate struct {
 	leftLast int      // the last one that left
 	held     []int    // numbers of outputs
 	opened   int      // how often: an older capture does not hold any more
+	dead     bool     // the guest was known to be, when it was sealed
 	byPerson bool     // opened by a person, who answers for B (manual only)
 
 	sess     *session       // of the standing order
@@ -72,9 +73,8 @@ func (g *gate) leave(n int) {
 }
 
 // cut is the pause of checkpoint c: what is held and of no epoch of c's session
-// yet belongs to c. It returns the last output that c covers, and those that
-// are shipped with it.
-func (g *gate) cut(c checkpoint, holds bool) (last int, with []int) {
+// yet belongs to c, and is shipped with it.
+func (g *gate) cut(c checkpoint, holds bool) (with []int) {
 	if holds && g.mode == gateOpen {
 		g.mode = gateHolds
 	}
@@ -84,7 +84,7 @@ func (g *gate) cut(c checkpoint, holds bool) (last int, with []int) {
 			with = append(with, n)
 		}
 	}
-	return len(g.outs), with
+	return with
 }
 
 // uncut is the capture of c failing after its pause.
@@ -107,7 +107,7 @@ func (g *gate) release(s *session, e ftengine.Epoch) {
 
 // due tells whether the first of what is held may leave, but for the lease.
 func (g *gate) due() bool {
-	if len(g.held) == 0 || g.sess == nil {
+	if len(g.held) == 0 || g.sess == nil || g.mode == gateSealed {
 		return false
 	}
 	c := g.out(g.held[0]).epoch
@@ -162,8 +162,8 @@ func (g *gate) renew(s *session, until time.Duration) {
 
 // open lets out what is held and holds nothing any more.
 func (g *gate) open(byPerson bool) {
-	if g.mode == gateSealed {
-		g.w.fail("a sealed gate is opened")
+	if g.mode == gateSealed && g.dead {
+		g.w.fail("the gate of a dead guest that was handed over is opened")
 	}
 	g.opened++
 	g.byPerson = byPerson
@@ -175,8 +175,8 @@ func (g *gate) open(byPerson bool) {
 }
 
 func (g *gate) seal() {
-	g.drop()
-	g.mode = gateSealed
+	g.sess = nil // orders that were given are void
+	g.mode, g.dead = gateSealed, g.w.a.m.State() == ftengine.PrimaryHandedOver
 }
 
 // drop loses what the daemon held.

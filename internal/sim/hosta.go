@@ -27,11 +27,18 @@ type hostA struct {
 	dialing bool
 
 	guestUp, paused bool
+	wrote           int // all that the guest ever wrote to its disks, in order
 	gate            gate
 	because         ftengine.Cause   // of the last claim since the gate was opened
 	verdict         ftengine.Verdict // on it
 	ended           string           // the machine's last word, if it ended
 	watching        map[ftengine.Generation]bool
+
+	asked    bool          // for a hand over, which was not answered yet
+	grants   bool          // it is the only word of a person for B
+	owes     bool          // the answer: the machine knows of it
+	switched bool          // it was: B runs the guest
+	since    time.Duration // of the hand over that is under way, or -1
 
 	captureFails int // how many of the next captures fail
 	captureFatal bool
@@ -43,7 +50,7 @@ type hostA struct {
 }
 
 func newHostA(w *World) *hostA {
-	return &hostA{w: w, alive: true, guestUp: true, gate: gate{w: w}}
+	return &hostA{w: w, alive: true, guestUp: true, gate: gate{w: w}, since: -1}
 }
 
 func (a *hostA) runs() bool { return a.guestUp && !a.paused }
@@ -68,10 +75,14 @@ func (a *hostA) idle() {
 	a.pump()
 }
 
-// talk has the guest send something now and then. It also keeps time going.
+// talk has the guest write something to its disks, or send something, now and
+// then. It also keeps time going.
 func (a *hostA) talk() {
 	a.w.after(a.w.between(5, 25), func() {
 		if a.runs() && !a.stopped {
+			if a.w.chance(40) {
+				a.wrote++
+			}
 			a.gate.send()
 		}
 		a.talk()
@@ -111,7 +122,7 @@ func (a *hostA) kill(silently bool) {
 	}
 	a.up = false
 	a.life++
-	a.inbox = nil
+	a.inbox, a.asked, a.owes, a.since = nil, false, false, -1
 	a.frozen, a.stopped, a.thaw = false, false, nil
 	a.gate.drop()
 	if s := a.sess; s != nil {
@@ -125,7 +136,7 @@ func (a *hostA) kill(silently bool) {
 }
 
 func (a *hostA) post(e ftengine.Event) {
-	if !a.up || a.m == nil {
+	if !a.up || a.m == nil || a.ended != "" {
 		return
 	}
 	a.inbox = append(a.inbox, e)
@@ -150,9 +161,12 @@ func (a *hostA) pump() {
 		a.inbox = a.inbox[1:]
 		a.w.step("A <- %T%v", e, e)
 		a.run(func() {
-			if life == a.life {
-				a.perform(a.m.Step(e), a.idle)
+			if life != a.life {
+				return
 			}
+			acts := a.m.Step(e)
+			a.answered(e, acts)
+			a.perform(acts, a.idle)
 		})
 	})
 }
@@ -280,9 +294,11 @@ func (a *hostA) do(act ftengine.Action) {
 		a.marker.gen, a.marker.phase = a.m.Generation(), "ended"
 		a.ended = act.Reason
 	case ftengine.Refuse:
-		if a.because != ftengine.ByOperator && !a.gate.byPerson { // else it is the second time
+		second := a.because == ftengine.ByOperator || a.gate.byPerson
+		if w.person == forA && !second || w.person == forB && a.grants && !a.m.HandedOver() {
 			w.person = nobody
 		}
+	case ftengine.Switched:
 	case ftengine.SendGuestDead:
 		a.gate.seal()
 		a.send(act)
@@ -427,61 +443,4 @@ func (a *hostA) watch(life int, gen ftengine.Generation) {
 		delete(a.watching, gen)
 		a.post(e)
 	})
-}
-
-func (a *hostA) capture(act ftengine.Capture) {
-	w, s, life, opened := a.w, a.sess, a.life, a.gate.opened
-	took := w.between(2, 8)
-	if act.Initial {
-		took = w.between(20, 60)
-	}
-	fail := func() {
-		a.post(ftengine.CaptureFailed{Epoch: act.Epoch, Fatal: a.captureFatal})
-		a.answer(epochInterval, ftengine.PaceDue{})
-	}
-	a.later(took, func() {
-		if life != a.life {
-			return
-		}
-		broken := a.captureFails > 0
-		if broken {
-			a.captureFails--
-		}
-		if s == nil || !a.guestUp || broken && w.chance(50) {
-			fail()
-			return
-		}
-		// The pause.
-		c := checkpoint{s.id, act.Epoch}
-		last, with := len(a.gate.outs), []int(nil)
-		if opened == a.gate.opened {
-			last, with = a.gate.cut(c, act.Initial)
-		}
-		a.later(w.between(0, 3), func() {
-			switch {
-			case life != a.life:
-				return
-			case broken || !s.aUp || !a.guestUp:
-				a.gate.uncut(c)
-				fail()
-				return
-			}
-			s.toB.send(func() { w.b.stage(s, act.Epoch, last, with) })
-			if w.chance(20) { // the acknowledgement may overtake our own word
-				a.answer(w.between(0, 6), ftengine.Captured{Epoch: act.Epoch})
-			} else {
-				a.post(ftengine.Captured{Epoch: act.Epoch})
-			}
-			a.answer(epochInterval, ftengine.PaceDue{})
-		})
-	})
-}
-
-// endGuest is QEMU ending on A.
-func (a *hostA) endGuest(orderly bool) {
-	if !a.guestUp {
-		return
-	}
-	a.guestUp = false
-	a.answer(a.w.between(0, 3), ftengine.GuestGone{Orderly: orderly, Reason: "QEMU ended"})
 }

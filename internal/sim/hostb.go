@@ -16,6 +16,15 @@ func (c checkpoint) before(d checkpoint) bool {
 	return c.session < d.session || c.session == d.session && c.epoch < d.epoch
 }
 
+// parcel is what an epoch brings.
+type parcel struct {
+	c     checkpoint
+	last  int   // output that it knows of
+	with  []int // outputs that were held, of this epoch
+	wrote int   // to the guest's disks, all in all
+	final bool
+}
+
 // qemu is a standby, and the guest once it runs.
 type qemu struct {
 	loaded, runs, dead bool
@@ -45,12 +54,15 @@ type hostB struct {
 	memory    bool // we hold a standby's memory
 	committed checkpoint
 	acked     checkpoint
-	rehearsal int                  // that goes on; another is not answered any more
-	leaseEnds time.Duration        // when the primary's lease is surely over
-	cover     map[checkpoint]int   // the last output that each knows of
+	rehearsal int           // that goes on; another is not answered any more
+	leaseEnds time.Duration // when the primary's lease is surely over
+	disk      int           // writes that the images hold
+	parcels   map[checkpoint]parcel
 	outputs   map[checkpoint][]int // shipped with each; in the daemon's memory
 	forgot    bool                 // a daemon goes on from what an older one had loaded
 	withdraws int                  // not yet taken by the arbiter
+	final     checkpoint           // acknowledged, of a guest that was shut down in order; or zero
+	torn      bool                 // an epoch could not be committed: its journal is left
 	loss      ftengine.Loss        // how the last session ended
 	cause     ftengine.Cause       // of the last claim
 
@@ -58,7 +70,7 @@ type hostB struct {
 }
 
 func newHostB(w *World) *hostB {
-	return &hostB{w: w, alive: true, up: true, cover: map[checkpoint]int{}, outputs: map[checkpoint][]int{}}
+	return &hostB{w: w, alive: true, up: true, parcels: map[checkpoint]parcel{}, outputs: map[checkpoint][]int{}}
 }
 
 func (b *hostB) runs() bool { return b.standby != nil && b.standby.runs && !b.standby.dead }
@@ -74,6 +86,9 @@ func (b *hostB) restart() {
 	clear(b.outputs)
 	b.forgot = true
 	b.rehearsal++
+	if p, ok := b.parcels[b.acked]; ok && !b.runs() {
+		b.disk = p.wrote // what was acknowledged is in the journal
+	}
 	found := ftengine.StandbyGone
 	if q := b.standby; q != nil && !q.dead {
 		switch {
@@ -239,12 +254,11 @@ func (b *hostB) hear(s *session, e ftengine.Event) {
 }
 
 // stage is a whole epoch arriving, with the outputs that were held.
-func (b *hostB) stage(s *session, e ftengine.Epoch, last int, with []int) {
+func (b *hostB) stage(s *session, p parcel) {
 	if s.bUp && b.sess == s {
-		s.staged = e
-		c := checkpoint{s.id, e}
-		b.cover[c], b.outputs[c] = last, with
-		b.post(ftengine.Staged{Epoch: e})
+		s.staged = p.c.epoch
+		b.parcels[p.c], b.outputs[p.c] = p, p.with
+		b.post(ftengine.Staged{Epoch: p.c.epoch, Final: p.final})
 	}
 }
 

@@ -44,6 +44,10 @@ func (b *hostB) do(act ftengine.Action) {
 			b.w.person = nobody
 		}
 	case ftengine.Finish:
+		w := b.w
+		if b.m.State() == ftengine.BackupStopped && b.final != (checkpoint{}) {
+			w.ended()
+		}
 		gen, ran := b.m.Holds()
 		b.marker.gen, b.marker.ran = max(b.m.Generation(), gen), ran
 		b.m, b.inbox = nil, nil
@@ -67,6 +71,9 @@ func (b *hostB) send(act ftengine.Action) {
 		// From here on it counts, whether or not A hears of it.
 		s.acked = ack.Epoch
 		b.acked = checkpoint{s.id, ack.Epoch}
+		if b.parcels[b.acked].final {
+			b.final = b.acked
+		}
 	}
 	if s == nil || !s.bUp {
 		return
@@ -159,9 +166,11 @@ func (b *hostB) commit(e ftengine.Epoch) {
 		case !b.memory || s == nil: // the session it belonged to is over
 		case b.commitFails > 0:
 			b.commitFails--
+			b.torn = true
 			b.post(ftengine.CommitDone{Epoch: e, Err: "the page is not there"})
 		default:
 			b.committed = checkpoint{s.id, e}
+			b.disk = b.parcels[b.committed].wrote
 			b.post(ftengine.CommitDone{Epoch: e})
 		}
 	})

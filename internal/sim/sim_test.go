@@ -112,8 +112,32 @@ func TestDaemonGone(t *testing.T) {
 	t.Logf("%d bad", bad)
 }
 
+// TestWishes has nothing go wrong but that a person wants the guest handed over,
+// or shuts it down, at every step: once it is protected that comes about, and
+// costs nothing.
+func TestWishes(t *testing.T) {
+	for want, k := range map[must]Kind{mustSwitch: HandOver, mustEnd: GuestShutdown} {
+		n := 0
+		for step := 1; step <= canonical+40; step++ {
+			for seed := uint64(1); seed <= 5; seed++ {
+				w, err := run(Config{Seed: seed, Manual: step%2 == 0, Faults: []Fault{{Kind: k, Step: step}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if w.must == want {
+					n++
+				}
+			}
+		}
+		t.Logf("%v: %d runs, the guest was protected in %d", k, 5*(canonical+40), n)
+		if n < 200 {
+			t.Errorf("%v: the guest was protected in %d runs only", k, n)
+		}
+	}
+}
+
 // starts are the faults that set a take-over or a restart going.
-var starts = []Kind{CutLink, CutLink, GuestCrash, LoseHostA, KillDaemonA, KillDaemonB, ActivateForce, Unprotect, FreezeDaemonA, FreezeHostA}
+var starts = []Kind{CutLink, CutLink, GuestCrash, LoseHostA, KillDaemonA, KillDaemonB, ActivateForce, Unprotect, FreezeDaemonA, FreezeHostA, HandOver, GuestShutdown}
 
 // TestEveryTakeover begins with one fault in a protected run and places each
 // other one at every step after it.
@@ -131,6 +155,30 @@ func TestEveryTakeover(t *testing.T) {
 					bad += try(t, bad, Config{Seed: uint64(1 + step%2), Manual: manual, SlowA: i > 0,
 						Faults: []Fault{{Kind: k, Step: 40, For: d[1]}, {Kind: l, Step: step, For: d[n/3%2]}}})
 				}
+			}
+		}
+	}
+	t.Logf("%d runs, %d bad", n, bad)
+}
+
+// TestWishesInTrouble has every two faults strike around a wish: the guest
+// handed over, or shut down.
+func TestWishesInTrouble(t *testing.T) {
+	bad, n, each := 0, 0, 6
+	if *pairFlag {
+		each = 60
+	}
+	healing := []time.Duration{60 * time.Millisecond, 1700 * time.Millisecond, 7 * time.Second}
+	for l := range kinds {
+		for m := range kinds {
+			for range each {
+				n++
+				wish, at := HandOver, 30+n*7%41
+				if n%4 == 0 {
+					wish = GuestShutdown
+				}
+				bad += try(t, bad, Config{Seed: uint64(n), Manual: n%3 == 0, SlowA: n%2 == 0, Faults: []Fault{{Kind: wish, Step: at},
+					{Kind: l, Step: at + n*13%25, For: healing[n%3]}, {Kind: m, Step: at + n*29%45, For: healing[n/3%3]}}})
 			}
 		}
 	}

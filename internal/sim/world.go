@@ -48,6 +48,7 @@ type World struct {
 	good     time.Duration // since when the world is at rest
 	operator bool          // an operator looked at the orphan
 	mustRun  bool          // on B, at the end: it held the last copy
+	must     must          // come of the only fault, beside that
 	person   person        // whom a person let go on, under manual
 	wentOn   bool          // the guest went on on B
 	dupSince time.Duration // since when two copies run with A's daemon up, or -1
@@ -63,6 +64,15 @@ const (
 	nobody person = iota
 	forA
 	forB
+)
+
+// must is what a wish comes to when nothing goes wrong.
+type must uint8
+
+const (
+	mustNothing must = iota
+	mustEnd          // a final epoch, of a guest that was shut down in order
+	mustSwitch       // the guest on B, nothing of it lost
 )
 
 type event struct {
@@ -89,13 +99,17 @@ func (q *events) Pop() any {
 // Run runs c to its end and returns how many steps it took, and what was
 // broken, if anything.
 func Run(c Config) (steps int, err error) {
-	w := &World{cfg: c, rng: rand.New(rand.NewPCG(c.Seed, 7)), limits: ftengine.DefaultLimits(), faults: append([]Fault(nil), c.Faults...), dupSince: -1}
+	w, err := run(c)
+	return w.steps, err
+}
+
+func run(c Config) (w *World, err error) {
+	w = &World{cfg: c, rng: rand.New(rand.NewPCG(c.Seed, 7)), limits: ftengine.DefaultLimits(), faults: append([]Fault(nil), c.Faults...), dupSince: -1}
 	w.limits.Grace = graces[c.Seed%uint64(len(graces))]
 	w.arb = newArbiter(w, c.Manual)
 	w.link.w = w
 	w.a, w.b = newHostA(w), newHostB(w)
 	defer func() {
-		steps = w.steps
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, w.report())
 		}
@@ -116,13 +130,13 @@ func Run(c Config) (steps int, err error) {
 			break
 		}
 	}
-	if w.mustRun && !w.b.runs() {
-		w.fail("the guest is lost")
+	if w.broken == nil {
+		w.outcome()
 	}
 	if w.broken != nil {
-		return w.steps, fmt.Errorf("%w\n%s", w.broken, w.report())
+		return w, fmt.Errorf("%w\n%s", w.broken, w.report())
 	}
-	return w.steps, nil
+	return w, nil
 }
 
 func (w *World) after(d time.Duration, do func()) {

@@ -15,6 +15,7 @@ import "fmt"
 //	                       failed ◀──LoadDone── activating ──ResumeDone──▶ active
 //
 //	any but activating and active ──StandDown──▶ stopped
+//	syncing, standby ──Staged, final──▶ ending ──CommitDone──▶ stopped
 //
 // A session that ends after an acknowledgement leaves what may be the last
 // copy there is: a backup that is syncing finishes its rehearsal, then goes on
@@ -29,11 +30,12 @@ const (
 	BackupClaiming
 	BackupActivating
 	BackupActive
+	BackupEnding
 	BackupFailed
 	BackupStopped
 )
 
-var backupNames = [...]string{"", "waiting", "syncing", "standby", "orphaned", "claiming", "activating", "active", "failed", "stopped"}
+var backupNames = [...]string{"", "waiting", "syncing", "standby", "orphaned", "claiming", "activating", "active", "ending", "failed", "stopped"}
 
 func (s BackupState) String() string {
 	if int(s) < len(backupNames) {
@@ -165,7 +167,7 @@ func (b *Backup) Holds() (gen Generation, ran bool) {
 // Accepts tells whether a session of a primary with gen may begin now.
 func (b *Backup) Accepts(gen Generation) bool {
 	held, _ := b.Holds()
-	return held == 0 && b.state != BackupClaiming && gen >= b.gen && b.state != BackupFailed && b.state != BackupStopped
+	return held == 0 && b.state != BackupClaiming && b.state != BackupEnding && gen >= b.gen && b.state != BackupFailed && b.state != BackupStopped
 }
 
 // Step takes one event. After Finish it returns nothing.
@@ -215,7 +217,8 @@ func (b *Backup) Step(e Event) []Action {
 
 func (b *Backup) sessionUp(e SessionUp) []Action {
 	if !b.Accepts(e.Generation) {
-		// It was let in before the last event: we are on our way to run.
+		// It was let in before the last event: we are on our way to run, or
+		// to the end of what we hold.
 		b.session = false
 		return []Action{CloseSession{}}
 	}
@@ -281,7 +284,7 @@ func (b *Backup) peerLost(how Loss) []Action {
 }
 
 func (b *Backup) standbyMade(e StandbyMade) []Action {
-	if !b.makes.answer() || b.ending {
+	if !b.makes.answer() || b.ending || b.state == BackupEnding {
 		return nil
 	}
 	if e.Err == "" {
@@ -309,6 +312,11 @@ func (b *Backup) staged(e Staged) []Action {
 		return append([]Action{CloseSession{}}, b.sessionDown(SessionDown{Closed})...)
 	}
 	b.acked = e.Epoch
+	if e.Final {
+		// Nobody goes on from here: what the guest wrote is all that counts.
+		b.state, b.reason = BackupEnding, "the guest was shut down"
+		b.token++
+	}
 	return []Action{Ack{e.Epoch}, Commit{e.Epoch}}
 }
 
@@ -320,6 +328,9 @@ func (b *Backup) commitDone(e CommitDone) []Action {
 		return b.fail("a committed checkpoint could not be applied: " + e.Err)
 	}
 	b.committed = e.Epoch
+	if b.state == BackupEnding && b.committed == b.acked {
+		return b.leave(BackupStopped, b.reason, DestroyStandby{}, SendStoodDown{})
+	}
 	if b.state == BackupSyncing && e.Epoch == 1 {
 		b.rehearsing = true
 		return []Action{Rehearse{}}
@@ -371,23 +382,10 @@ func (b *Backup) stand(e StandDown) []Action {
 	if b.state == BackupActivating || b.state == BackupActive {
 		return nil // too late; the answer to the next Hello tells
 	}
-	return b.leave(BackupStopped, e.Reason, DestroyStandby{}, SendStoodDown{})
-}
-
-func (b *Backup) operator(e OperatorActivate) []Action {
-	switch {
-	case b.state == BackupActive || b.state == BackupActivating:
-		return []Action{Refuse{"the guest already runs here"}}
-	case b.committed == 0 || b.state == BackupSyncing || b.state == BackupWaiting:
-		return []Action{Refuse{"no complete checkpoint is here to go on from"}}
-	case b.claiming:
-		return []Action{Refuse{"a claim is under way; look again in a second"}}
-	case b.session && !e.Force:
-		return []Action{Refuse{"the primary is connected and runs the guest; --force would make it lose its copy and everything since the last checkpoint"}}
-	case b.state == BackupOrphaned && b.hostLives && !e.Force:
-		return []Action{Refuse{"the primary's host is alive, so its guest may be running; --force would run a second copy from the last checkpoint until the primary's daemon is back"}}
+	if b.state == BackupEnding {
+		return nil // it is said soon
 	}
-	return b.claim(ByOperator)
+	return b.leave(BackupStopped, e.Reason, DestroyStandby{}, SendStoodDown{})
 }
 
 func (b *Backup) standbyDied(e StandbyDied) []Action {

@@ -1,5 +1,24 @@
 package ftengine
 
+// operator is a person's word on our host that the guest is to go on here.
+func (b *Backup) operator(e OperatorActivate) []Action {
+	switch {
+	case b.state == BackupActive || b.state == BackupActivating:
+		return []Action{Refuse{"the guest already runs here"}}
+	case b.state == BackupEnding:
+		return []Action{Refuse{"the guest was shut down in order; start it on the host on which it is to run"}}
+	case b.committed == 0 || b.state == BackupSyncing || b.state == BackupWaiting:
+		return []Action{Refuse{"no complete checkpoint is here to go on from"}}
+	case b.claiming:
+		return []Action{Refuse{"a claim is under way; look again in a second"}}
+	case b.session && !e.Force:
+		return []Action{Refuse{"the primary is connected and runs the guest; --force would make it lose its copy and everything since the last checkpoint"}}
+	case b.state == BackupOrphaned && b.hostLives && !e.Force:
+		return []Action{Refuse{"the primary's host is alive, so its guest may be running; --force would run a second copy from the last checkpoint until the primary's daemon is back"}}
+	}
+	return b.claim(ByOperator)
+}
+
 // maybeLoad goes on with an activation as soon as nothing is missing: the
 // right to run, every acknowledged epoch, a QEMU that waits.
 func (b *Backup) maybeLoad() []Action {

@@ -100,6 +100,10 @@ const (
 	// ToRevoke: the primary takes the right to run from a backup that it
 	// cannot reach, because the protection ended.
 	ToRevoke
+	// TookBack: the primary told the backup to go on, and cannot see that it did.
+	// The backup may run the guest by now, and be heard, by the primary's own
+	// word: it must not be turned off to find out.
+	TookBack
 )
 
 func (c Cause) String() string {
@@ -114,6 +118,8 @@ func (c Cause) String() string {
 		return "daemon gone"
 	case ToRevoke:
 		return "revoke"
+	case TookBack:
+		return "take back"
 	}
 	return fmt.Sprintf("Cause(%d)", uint8(c))
 }

@@ -8,7 +8,10 @@ import "time"
 //   - Capture, Claim, MakeStandby, RemakeStandby, Load, Confirm, Resume and
 //     RetryAfter are each answered exactly once, also when nobody waits for
 //     the answer any more.
-//   - PaceDue comes once after each answer to Capture.
+//   - PaceDue comes once after each answer to Capture. The last Capture of a
+//     hand over, and a final one, are asked for without waiting for it.
+//   - A Capture may be asked for while PauseGuest holds our guest: it stays
+//     paused. Capture{Final} is asked for when QEMU is gone.
 //   - The work on the standby (MakeStandby, RemakeStandby, Commit, Rehearse,
 //     Load, Resume, DestroyStandby) is done, and answered, in the order asked.
 //     Only a rehearsal, once it has its copy of the checkpoint, may go on
@@ -16,15 +19,24 @@ import "time"
 //     answered any more.
 //   - CaptureFailed{k} says that the backup was not sent all of epoch k, and
 //     never will be: it cannot acknowledge it.
+//   - Commit of a final epoch is answered whatever becomes of the standby: only
+//     disks are written. They get what was acknowledged also if the daemon dies
+//     before, from their journal.
 //   - StandbyDied is not told of a standby that DestroyStandby ended.
 //   - A backup's Claim reaches the arbiter only when the lease of the primary's
 //     last session is surely over, except Because HandedOver: the gate was
-//     sealed before that was said. The lease is counted from the last heartbeat
+//     sealed before that was said, and the guest dead or paused. The lease is counted from the last heartbeat
 //     that was answered. CloseSession comes before such a Claim and closes, at
 //     the backup, also a connection that was let in and whose SessionUp has
 //     not come yet: no heartbeat is answered any more.
 //   - What the gate does outlives the daemon: with the daemon dead, or frozen,
 //     nothing that is to be held leaves, and RestorePrimary finds it as it was.
+//     What is held when it is sealed stays held: OpenGate may come yet.
+//   - HandOver is answered once, by Refuse or Switched, unless the machine ended
+//     before it heard of it. While one is not answered, another one and
+//     OperatorActivate have a Refuse of their own at once.
+//   - With an arbiter that leaves decisions to a person, the primary's GuestDead
+//     is a person's word at the backup: Claim{HandedOver} wins there.
 //   - Connect while it dials already, PauseGuest of a paused guest, and
 //     WatchWinner of a generation that is watched already change nothing.
 //   - Withdraw is tried until the arbiter took it or says that somebody else
@@ -51,8 +63,8 @@ type (
 	// Retry answers RetryAfter with its token.
 	Retry struct{ Token uint64 }
 	// OperatorActivate: virt-ft activate, a person's word that the guest is to
-	// go on on this host alone. Force skips what protects against a primary
-	// that may still run; the primary itself has no use for it.
+	// go on on this host alone. Force skips what protects against the other
+	// side's copy: a primary that may still run, a backup that was told to go on.
 	OperatorActivate struct{ Force bool }
 )
 
@@ -100,14 +112,22 @@ type (
 	PeerActivated struct{ Generation Generation }
 	// Unprotect: the operator ends the protection; the guest runs on.
 	Unprotect struct{ Reason string }
+	// HandOver: virt-ft failback, a person's wish that the roles are swapped:
+	// the guest is to go on on the backup from where it stands now. Refuse or
+	// Switched answers.
+	HandOver struct{ Reason string }
 )
 
 // Events of the backup.
 type (
 	// StandbyMade answers MakeStandby.
 	StandbyMade struct{ Err string }
-	// Staged: all of Epoch arrived and its checksums are right.
-	Staged struct{ Epoch Epoch }
+	// Staged: all of Epoch arrived and its checksums are right. Final: it is
+	// the last one of a guest that was shut down in order.
+	Staged struct {
+		Epoch Epoch
+		Final bool
+	}
 	// CommitDone answers Commit.
 	CommitDone struct {
 		Epoch Epoch
@@ -120,8 +140,8 @@ type (
 	}
 	// ReleasedTo: the primary performed the outputs of all epochs up to Epoch.
 	ReleasedTo struct{ Epoch Epoch }
-	// GuestDead: the primary's daemon says that its guest died and that
-	// nothing of it will be heard again.
+	// GuestDead: the primary's daemon says that its guest died, or was paused
+	// to be handed over, and that nothing of it will be heard again.
 	GuestDead struct{ Reason string }
 	// StandDown: the primary wants no standby any more.
 	StandDown struct{ Reason string }
@@ -152,6 +172,7 @@ func (WinnerWithdrew) event()   {}
 func (PeerStoodDown) event()    {}
 func (PeerActivated) event()    {}
 func (Unprotect) event()        {}
+func (HandOver) event()         {}
 func (StandbyMade) event()      {}
 func (Staged) event()           {}
 func (CommitDone) event()       {}
@@ -202,10 +223,13 @@ type (
 	// Capture takes checkpoint Epoch, and what the guest sent since the one
 	// before it. Initial: all of the guest's memory is sent in live passes
 	// first, and from this checkpoint's pause on the gate holds what the guest
-	// sends; what it sent before has left.
+	// sends; what it sent before has left. Final: the guest ended in order, and
+	// nothing is to go on from this checkpoint: it has no pages and no device
+	// state, but what the guest sent, and wrote to its disks, since the one
+	// before.
 	Capture struct {
-		Epoch   Epoch
-		Initial bool
+		Epoch          Epoch
+		Initial, Final bool
 	}
 	// ReopenCapture closes the capture session so that Capture opens another.
 	ReopenCapture struct{}
@@ -214,18 +238,23 @@ type (
 	// (ReleasedTo there) when all of them have left. Epoch was acknowledged. It
 	// is a standing order: outputs that a lease was too old for stay held, and
 	// untold, until the same session renews it. Another session's lease does
-	// not count for them. Not answered.
+	// not count for them. Not answered. That of a final epoch may come before
+	// its Captured.
 	Release struct{ Epoch Epoch }
 	// OpenGate performs what is held, in order, and holds nothing any more
 	// until the next Capture{Initial}; a Capture that is still under way does
 	// not hold either. No lease is needed: the backup surely cannot go on from
-	// a checkpoint any more. An open gate stays open.
+	// a checkpoint any more. An open gate stays open, and a sealed one is opened
+	// like any other. After a final epoch the guest is gone: what it said last
+	// has to leave without its interfaces.
 	OpenGate struct{}
 	// SendGuestDead tells the backup to take over. Before it is sent the gate
 	// is sealed: nothing that the guest had sent leaves this host any more,
-	// neither by an earlier Release that is still at it nor later.
+	// neither by an earlier Release that is still at it nor later, unless
+	// OpenGate comes.
 	SendGuestDead struct{ Reason string }
-	// SendStandDown tells the backup to let go; PeerStoodDown answers.
+	// SendStandDown tells the backup to let go; PeerStoodDown answers. After a
+	// final epoch that comes unasked.
 	SendStandDown struct{ Reason string }
 	// PauseGuest and ResumeGuest stop and start our copy.
 	PauseGuest  struct{}
@@ -234,6 +263,8 @@ type (
 	WatchWinner struct{ Generation Generation }
 	// DestroyGuest ends our copy: the winner runs.
 	DestroyGuest struct{}
+	// Switched answers HandOver: the backup runs the guest.
+	Switched struct{}
 )
 
 // Actions of the backup.
@@ -249,7 +280,7 @@ type (
 	SendReady struct{}
 	// Ack acknowledges Epoch to the primary.
 	Ack struct{ Epoch Epoch }
-	// Commit applies Epoch to the standby's memory.
+	// Commit applies Epoch to the standby's memory, and to its disks.
 	Commit struct{ Epoch Epoch }
 	// Rehearse loads the committed checkpoint into a scratch QEMU.
 	Rehearse struct{}
@@ -274,7 +305,7 @@ type (
 	Resume struct{}
 	// SendActivated tells the old primary, if it listens.
 	SendActivated struct{ Generation Generation }
-	// SendStoodDown answers SendStandDown.
+	// SendStoodDown answers SendStandDown, or a final epoch.
 	SendStoodDown struct{}
 	// DestroyStandby ends the standby and frees its memory.
 	DestroyStandby struct{}
@@ -297,6 +328,7 @@ func (PauseGuest) action()      {}
 func (ResumeGuest) action()     {}
 func (WatchWinner) action()     {}
 func (DestroyGuest) action()    {}
+func (Switched) action()        {}
 func (MakeStandby) action()     {}
 func (RemakeStandby) action()   {}
 func (SendDropped) action()     {}

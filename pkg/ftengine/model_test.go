@@ -1,6 +1,7 @@
 package ftengine
 
 import (
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -26,6 +27,41 @@ type primaryModel struct {
 	phase                      string
 	tokens                     []uint64
 	finished                   bool
+	wished                     bool  // the protection is to end
+	asked                      bool  // a HandOver waits for its answer
+	peerRuns                   bool  // somebody said that the backup runs the guest
+	final                      Epoch // asked for
+	finalHeld                  bool  // and acknowledged
+}
+
+// answers checks that each HandOver has one answer. One that comes with it, or
+// with OperatorActivate, is meant for that.
+func (p *primaryModel) answers(e Event, acts []Action) {
+	_, asks := e.(HandOver)
+	_, other := e.(OperatorActivate)
+	for _, a := range acts {
+		switch a := a.(type) {
+		case Refuse:
+			if !p.asked && !asks && !other {
+				p.t.Fatalf("%+v answers nobody", a)
+			}
+			p.asked = p.asked && (asks || other)
+			asks = false
+		case Switched:
+			if !p.asked || !p.peerRuns {
+				p.t.Fatalf("Switched: asked %v, the backup runs the guest %v", p.asked, p.peerRuns)
+			}
+			p.asked = false
+		}
+	}
+	p.asked = p.asked || asks
+	open := map[PrimaryState]bool{PrimarySwitching: true, PrimaryUndecided: p.claims > 0, PrimaryFenced: true, PrimaryHandedOver: true}
+	if p.asked && (p.finished || !open[p.m.State()]) {
+		p.t.Fatalf("a hand over is not answered in %v", p.m.State())
+	}
+	if s := p.m.State(); p.wished && (s == PrimaryAlone || s == PrimaryProtected) {
+		p.t.Fatalf("the protection is to end, and is %v", s)
+	}
 }
 
 func (p *primaryModel) do(acts []Action) {
@@ -45,7 +81,7 @@ func (p *primaryModel) do(acts []Action) {
 				p.t.Fatalf("%T without a session", a)
 			}
 			if _, ok := a.(SendGuestDead); ok {
-				p.told = true
+				p.tell()
 			}
 		case Capture:
 			p.capture(a)
@@ -55,10 +91,10 @@ func (p *primaryModel) do(acts []Action) {
 			}
 			p.released = a.Epoch
 		case OpenGate:
-			if p.mayHold || p.dead {
+			if p.mayHold || p.dead && !p.finalHeld {
 				p.t.Fatalf("the gate is opened, dead %v, a backup that may hold a checkpoint %v", p.dead, p.mayHold)
 			}
-			p.shut = false
+			p.shut, p.told = false, false
 		case Claim:
 			p.claims++
 			p.claimGen = a.Generation
@@ -74,6 +110,9 @@ func (p *primaryModel) do(acts []Action) {
 			if !p.paused || p.dead {
 				p.t.Fatalf("ResumeGuest, paused %v, dead %v", p.paused, p.dead)
 			}
+			if p.told && p.mayHold {
+				p.t.Fatal("ResumeGuest, and the backup was told to go on")
+			}
 			p.paused = false
 		case WatchWinner:
 			p.watching = true
@@ -88,8 +127,31 @@ func (p *primaryModel) do(acts []Action) {
 			p.finished = true
 		}
 	}
+	p.settled()
+}
+
+// tell is the backup being told to go on: it has all that there is, unless the
+// guest died.
+func (p *primaryModel) tell() {
+	p.told = true
+	if !p.dead && (!p.paused || p.captures > 0 || p.acked != p.m.Captured()) {
+		p.t.Fatalf("handed over: paused %v, captures %d, acknowledged %d of %d", p.paused, p.captures, p.acked, p.m.Captured())
+	}
+}
+
+// settled checks what holds when all actions of an event are performed.
+func (p *primaryModel) settled() {
 	if p.finished && p.paused {
 		p.t.Fatal("the guest is left paused")
+	}
+	if p.phase == "fenced" && !p.paused && !p.dead && !p.finished {
+		p.t.Fatal("the marker says that the guest is paused")
+	}
+	if p.m.State() == PrimarySwitching && !slices.Contains(p.tokens, p.m.token) {
+		p.t.Fatal("nothing bounds the hand over")
+	}
+	if p.shut && p.finished && p.finalHeld {
+		p.t.Fatal("what the guest said last is kept")
 	}
 	if p.shut && !p.dead && (!p.mayHold || p.finished) {
 		p.t.Fatalf("the gate stays shut, a backup that may hold a checkpoint %v, finished %v", p.mayHold, p.finished)
@@ -103,6 +165,9 @@ func (p *primaryModel) capture(a Capture) {
 	p.captures++
 	p.captureEpoch, p.stale, p.early = a.Epoch, false, false
 	p.mayHold = true
+	if a.Final {
+		p.final = a.Epoch
+	}
 	p.shut = p.shut || a.Initial
 	switch {
 	case a.Epoch == 1 && (p.phase != "armed" || !a.Initial):
@@ -113,19 +178,27 @@ func (p *primaryModel) capture(a Capture) {
 		p.t.Fatal("a capture before the backup is ready")
 	case a.Epoch > p.acked+Epoch(p.m.limits.InFlight):
 		p.t.Fatalf("epoch %d is captured, %d is acknowledged", a.Epoch, p.acked)
-	case p.paused:
+	case a.Final != p.dead:
+		p.t.Fatalf("%+v, dead %v", a, p.dead)
+	case p.paused && p.m.State() != PrimarySwitching:
 		p.t.Fatal("a capture of a paused guest")
 	}
 }
 
 // events returns what may happen now.
 func (p *primaryModel) events() []Event {
-	evs := []Event{PaceDue{}, Unprotect{"user"}, OperatorActivate{}}
+	evs := []Event{PaceDue{}, Unprotect{"user"}, OperatorActivate{rapid.Bool().Draw(p.t, "force")}}
+	if !p.finished {
+		evs = append(evs, HandOver{"user"})
+	}
 	if p.connecting {
 		evs = append(evs, SessionUp{}, SessionUp{}, SessionUp{p.m.Generation() + 1, rapid.Bool().Draw(p.t, "runs")})
 	}
 	if p.session {
-		evs = append(evs, SessionDown{Closed}, SessionDown{Silent}, Rehearsed{OK: true}, Rehearsed{}, PeerDropped{}, StandbyReady{}, PeerActivated{p.m.Generation() + 1}, PeerStoodDown{})
+		evs = append(evs, SessionDown{Closed}, SessionDown{Silent}, Rehearsed{OK: true}, Rehearsed{}, PeerDropped{}, StandbyReady{}, PeerStoodDown{})
+		if !p.finalHeld {
+			evs = append(evs, PeerActivated{p.m.Generation() + 1})
+		}
 		if p.ready {
 			evs = append(evs, Acked{p.acked + 1}, Acked{p.acked + 1}, Acked{Epoch(rapid.Uint64Range(0, 20).Draw(p.t, "ack"))})
 		}
@@ -153,6 +226,7 @@ func (p *primaryModel) events() []Event {
 // happen updates what the environment knows before the machine hears of e.
 func (p *primaryModel) happen(e Event) {
 	p.believe(e)
+	p.hear(e)
 	switch e := e.(type) {
 	case SessionUp:
 		p.connecting = false
@@ -172,12 +246,24 @@ func (p *primaryModel) happen(e Event) {
 		p.captures--
 	case ClaimDone:
 		p.claims--
+	case Unprotect:
+		p.wished = true
 	case GuestGone:
 		p.dead, p.paused = true, false
 	case WinnerRunning, WinnerWithdrew:
 		p.watching = false
 	case Retry:
 		p.tokens = p.tokens[1:]
+	}
+}
+
+// hear is the word that the backup runs the guest.
+func (p *primaryModel) hear(e Event) {
+	switch e := e.(type) {
+	case SessionUp:
+		p.peerRuns = p.peerRuns || e.PeerRuns
+	case PeerActivated, WinnerRunning:
+		p.peerRuns = true
 	}
 }
 
@@ -201,8 +287,12 @@ func (p *primaryModel) believe(e Event) {
 			p.mayHold = false
 		}
 	case Acked:
+		if p.final != 0 && e.Epoch == p.final && state == PrimaryStopping && p.claims == 0 {
+			p.mayHold, p.finalHeld = false, true
+		}
 		p.early = p.early || p.captures > 0 && !p.stale && e.Epoch == p.captureEpoch
 	case CaptureFailed:
+		p.final = 0 // what was not sent cannot be acknowledged
 		if state == PrimarySyncing && e.Epoch == 1 && !p.stale && !p.early && p.ready {
 			p.mayHold = false // it was never sent all of the first epoch
 		}
@@ -214,254 +304,52 @@ func (p *primaryModel) believe(e Event) {
 	}
 }
 
+func (p *primaryModel) step(e Event) {
+	p.t.Logf("%T%v in %v", e, e, p.m.State())
+	p.happen(e)
+	acts := p.m.Step(e)
+	p.do(acts)
+	p.answers(e, acts)
+	if p.m.acked > p.m.captured || int(p.m.captured-p.m.acked) > p.m.limits.InFlight {
+		p.t.Fatalf("captured %d, acked %d", p.m.captured, p.m.acked)
+	}
+}
+
+// beginnings are what a run may begin with: it goes on at random, and would
+// seldom come so far.
+func beginnings() [][]Event {
+	protected := []Event{SessionUp{}, PeerDropped{}, StandbyReady{}, Captured{1}, Acked{1}, Rehearsed{OK: true}}
+	switching := append(slices.Clone(protected), HandOver{"user"})
+	told := append(slices.Clone(switching), Captured{2}, Acked{2})
+	undecided := append(slices.Clone(told), SessionDown{Closed})
+	final := append(slices.Clone(protected), GuestGone{true, "shut down"})
+	full := slices.Clone(protected)
+	for k := Epoch(2); k < 2+Epoch(DefaultLimits().InFlight); k++ {
+		full = append(full, PaceDue{}, Captured{k})
+	}
+	return [][]Event{nil, nil, protected, switching, told, undecided, final, full}
+}
+
+// check is rapid.Check, so often that a rare order of events is met.
+func check(t *testing.T, prop func(*rapid.T)) {
+	for range 20 {
+		rapid.Check(t, prop)
+	}
+}
+
 func TestPrimaryModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	check(t, func(t *rapid.T) {
 		phase := rapid.SampledFrom([]string{"new", "new", "armed", "protected", "fenced", "alone"}).Draw(t, "phase")
 		p := &primaryModel{t: t, m: RestorePrimary(1, phase, DefaultLimits()), phase: phase, shut: true}
 		p.mayHold = phase == "armed" || phase == "protected" || phase == "fenced"
 		p.do(p.m.Start())
+		for _, e := range rapid.SampledFrom(beginnings()).Draw(t, "beginning") {
+			p.step(e)
+		}
 		for range rapid.IntRange(1, 80).Draw(t, "length") {
 			evs := p.events()
 			e := evs[rapid.IntRange(0, len(evs)-1).Draw(t, "event")]
-			t.Logf("%T%v in %v", e, e, p.m.State())
-			p.happen(e)
-			p.do(p.m.Step(e))
-			if p.m.acked > p.m.captured || int(p.m.captured-p.m.acked) > p.m.limits.InFlight {
-				t.Fatalf("captured %d, acked %d", p.m.captured, p.m.acked)
-			}
-		}
-	})
-}
-
-// backupModel is the same for a Backup.
-type backupModel struct {
-	t *rapid.T
-	m *Backup
-
-	session, makeFirst                bool
-	makes, commits, rehearsals        int
-	claims, loads, confirms, resumes  int
-	staged, acked, committed, nextCom Epoch
-	claimGen, won                     Generation
-	confirmed, loaded, resumed        bool
-	phase                             string
-	tokens                            []uint64
-	stage                             bool // SendReady was said in this session
-	grace                             bool // orphaned by a daemon that may come back
-	performed                         Epoch
-	released                          Epoch
-	finished                          bool
-}
-
-func (b *backupModel) do(acts []Action) {
-	for _, a := range acts {
-		if b.finished {
-			b.t.Fatalf("%T after Finish", a)
-		}
-		switch a := a.(type) {
-		case Persist:
-			b.phase = a.Phase
-		case MakeStandby, RemakeStandby:
-			b.makes++
-			b.loaded = false
-		case SendReady:
-			b.stage = true
-		case CloseSession:
-			b.session, b.stage = false, false
-		case DestroyStandby:
-			b.rehearsals = 0
-		case PerformOutputs:
-			if a.From != b.released+1 || a.To != b.committed {
-				b.t.Fatalf("%+v, released %d, committed %d", a, b.released, b.committed)
-			}
-			b.performed = a.To
-		case Ack:
-			if a.Epoch != b.acked+1 || a.Epoch != b.staged {
-				b.t.Fatalf("epoch %d is acknowledged after %d, %d is staged", a.Epoch, b.acked, b.staged)
-			}
-			b.acked = a.Epoch
-		case Commit:
-			b.commits++
-			if a.Epoch != b.acked {
-				b.t.Fatalf("epoch %d is committed, %d is acknowledged", a.Epoch, b.acked)
-			}
-		case Rehearse:
-			b.rehearsals++
-		case SendRehearsed:
-			if a.OK && b.phase != "standby" {
-				b.t.Fatalf("announced as a standby under the marker %q", b.phase)
-			}
-		case Claim:
-			b.claim(a)
-		case Withdraw:
-			if b.resumed {
-				b.t.Fatal("the right is handed back after the guest ran")
-			}
-		case Load:
-			b.loads++
-			if b.won == 0 || b.phase != "claimed" || b.committed != b.acked {
-				b.t.Fatalf("load: won %d, marker %q, committed %d, acknowledged %d", b.won, b.phase, b.committed, b.acked)
-			}
-		case Confirm:
-			b.confirms++
-		case Resume:
-			b.resume()
-		case SendActivated:
-			if b.phase != "active" {
-				b.t.Fatalf("announced as active under the marker %q", b.phase)
-			}
-		case RetryAfter:
-			b.tokens = append(b.tokens, a.Token)
-		case Finish:
-			b.finished = true
-		}
-	}
-	if b.claims > 1 || b.loads > 1 || b.confirms > 1 || b.resumes > 1 {
-		b.t.Fatalf("%d claims, %d loads, %d confirms, %d resumes are out", b.claims, b.loads, b.confirms, b.resumes)
-	}
-}
-
-func (b *backupModel) claim(a Claim) {
-	b.claims++
-	b.claimGen = a.Generation
-	if b.acked == 0 {
-		b.t.Fatal("a claim without a checkpoint")
-	}
-	if b.session && a.Because != HandedOver {
-		b.t.Fatalf("a claim because of %q while a session may renew the lease", a.Because)
-	}
-	if a.Because == DaemonGone && !b.grace {
-		b.t.Fatal("a claim because of a daemon that may be there")
-	}
-}
-
-func (b *backupModel) resume() {
-	b.resumes++
-	if !b.confirmed || !b.loaded || b.resumed {
-		b.t.Fatalf("resume: confirmed %v, loaded %v, resumed %v", b.confirmed, b.loaded, b.resumed)
-	}
-	if b.committed != b.acked || max(b.released, b.performed) < b.committed {
-		b.t.Fatalf("resume: acknowledged %d, committed %d, released %d, performed %d", b.acked, b.committed, b.released, b.performed)
-	}
-	b.resumed = true
-}
-
-func failure(t *rapid.T) string {
-	return rapid.SampledFrom([]string{"", "", "it failed"}).Draw(t, "err")
-}
-
-func (b *backupModel) events() []Event {
-	t := b.t
-	evs := []Event{OperatorActivate{}, OperatorActivate{Force: true}, StandbyDied{"killed"}}
-	if !b.session {
-		evs = append(evs, SessionUp{Generation: b.m.Generation() + 1}, SessionUp{Generation: max(1, b.m.Generation())})
-	} else {
-		evs = append(evs, SessionDown{Closed}, SessionDown{Silent}, GuestDead{"killed"}, StandDown{"user"}, ReleasedTo{Epoch(rapid.Uint64Range(0, 9).Draw(t, "released"))})
-		if b.stage {
-			evs = append(evs, Staged{b.staged + 1}, Staged{b.staged + 1}, Staged{b.staged + 1}, Staged{b.staged + 2})
-		}
-	}
-	if b.rehearsals > 0 { // beside the other work
-		evs = append(evs, RehearseDone{OK: true}, RehearseDone{OK: true}, RehearseDone{})
-	}
-	// The work on the standby is answered in order: the oldest first.
-	switch {
-	case b.makes > 0:
-		evs = append(evs, StandbyMade{failure(t)}, StandbyMade{})
-	case b.commits > 0:
-		evs = append(evs, CommitDone{b.committed + 1, failure(t)}, CommitDone{b.committed + 1, ""}, CommitDone{b.committed + 1, ""})
-	case b.loads > 0:
-		evs = append(evs, LoadDone{failure(t)})
-	case b.resumes > 0:
-		evs = append(evs, ResumeDone{failure(t)})
-	}
-	if b.claims > 0 {
-		for v := Won; v <= NeedOperator; v++ {
-			evs = append(evs, ClaimDone{b.claimGen, v})
-		}
-	}
-	if b.confirms > 0 {
-		evs = append(evs, ConfirmDone{failure(t)})
-	}
-	if len(b.tokens) > 0 {
-		evs = append(evs, Retry{b.tokens[0]})
-	}
-	return evs
-}
-
-func (b *backupModel) happen(e Event) {
-	switch e := e.(type) {
-	case SessionUp:
-		b.session, b.stage = true, false
-		if b.m.Accepts(e.Generation) {
-			b.grace = false
-			b.staged, b.acked, b.committed, b.commits, b.rehearsals = 0, 0, 0, 0, 0
-			b.released, b.performed = 0, 0
-		}
-	case SessionDown:
-		b.session, b.stage = false, false
-		b.grace = e.How == Closed
-	case ReleasedTo:
-		if e.Epoch <= b.acked {
-			b.released = max(b.released, e.Epoch)
-		}
-	case Staged:
-		if e.Epoch == b.staged+1 && (b.m.State() == BackupSyncing || b.m.State() == BackupStandby) && !b.m.dead && !b.m.ending {
-			b.staged++
-		} else {
-			b.grace = true // we end the session, its daemon has to come back
-		}
-	case StandbyMade:
-		b.makes--
-	case CommitDone:
-		b.commits--
-		if e.Err == "" {
-			b.committed++
-		}
-	case RehearseDone:
-		b.rehearsals--
-	case ClaimDone:
-		b.claims--
-		b.won = 0
-		if e.Verdict == Won {
-			b.won = e.Generation
-		}
-	case LoadDone:
-		b.loads--
-		b.loaded = e.Err == ""
-	case ConfirmDone:
-		b.confirms--
-		b.confirmed = b.confirmed || e.Err == ""
-	case ResumeDone:
-		b.resumes--
-	case StandbyDied:
-		b.loaded = false
-	case Retry:
-		b.tokens = b.tokens[1:]
-	}
-}
-
-func TestBackupModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := &backupModel{t: t, m: NewBackup(DefaultLimits())}
-		for range rapid.IntRange(1, 80).Draw(t, "length") {
-			evs := b.events()
-			e := evs[rapid.IntRange(0, len(evs)-1).Draw(t, "event")]
-			t.Logf("%T%v in %v", e, e, b.m.State())
-			_, down := e.(SessionDown)
-			held := down && b.m.Acked() > 0 && (b.m.State() == BackupSyncing || b.m.State() == BackupStandby)
-			b.happen(e)
-			b.do(b.m.Step(e))
-			m := b.m
-			if held && m.State() == BackupWaiting {
-				t.Fatal("what was acknowledged is forgotten")
-			}
-			if m.released > m.acked || m.committed > m.acked {
-				t.Fatalf("acked %d, committed %d, released %d", m.acked, m.committed, m.released)
-			}
-			if _, ran := m.Holds(); b.resumed && !ran {
-				t.Fatal("the guest ran here, and it is not told")
-			}
+			p.step(e)
 		}
 	})
 }

@@ -16,6 +16,11 @@ import (
 //	   alone ◀───────────────────────────────────┘      ▼
 //	     └──SessionUp──▶ syncing                      fenced ──WinnerRunning──▶ stopped
 //
+//	protected ──HandOver──▶ switching ──PeerActivated──▶ stopped
+//	    ▲                    │     │ trouble, and the backup was told
+//	    └─────── trouble ────┘     ▼
+//	                           undecided
+//
 //	any ──GuestGone, crashed──▶ handedOver ──PeerActivated──▶ stopped
 //	any ──Unprotect, or an orderly GuestGone──▶ stopping ──▶ stopped
 //
@@ -28,6 +33,7 @@ const (
 	PrimaryConnecting PrimaryState = iota + 1
 	PrimarySyncing
 	PrimaryProtected
+	PrimarySwitching
 	PrimaryUndecided
 	PrimaryAlone
 	PrimaryFenced
@@ -36,7 +42,7 @@ const (
 	PrimaryStopped
 )
 
-var primaryNames = [...]string{"", "connecting", "syncing", "protected", "undecided", "alone", "fenced", "handed-over", "stopping", "stopped"}
+var primaryNames = [...]string{"", "connecting", "syncing", "protected", "switching", "undecided", "alone", "fenced", "handed-over", "stopping", "stopped"}
 
 func (s PrimaryState) String() string {
 	if int(s) < len(primaryNames) {
@@ -85,6 +91,15 @@ type Primary struct {
 	paused    bool // we paused our guest, or an earlier daemon of ours did
 	guestDead bool
 
+	asked bool   // a HandOver was not answered yet
+	last  Epoch  // for which the guest was paused, to be handed over; or 0
+	left  bool   // see Left
+	told  bool   // the backup was told to go on, and may; our guest is paused
+	wish  string // to stop, why, as soon as that is decided; or ""
+
+	ending bool  // a final epoch is to be captured, or is on its way
+	final  Epoch // its number, once it was asked for
+
 	handedOver bool
 	restored   bool // an earlier daemon may have left the gate closed
 	token      uint64
@@ -109,17 +124,22 @@ func (p *Primary) Captured() Epoch        { return p.captured }
 func (p *Primary) Acked() Epoch           { return p.acked }
 func (p *Primary) Reason() string         { return p.reason }
 
-// HandedOver tells that the guest died here and that the backup was asked to
-// take over: nothing of this protection is to be taken up again.
-func (p *Primary) HandedOver() bool { return p.handedOver }
+// HandedOver tells that the backup was asked to take over, because the guest
+// died here or by a HandOver, and that nothing since then says that it cannot:
+// if the machine ends so, nothing of this protection is to be taken up again.
+func (p *Primary) HandedOver() bool { return p.handedOver || p.told }
+
+// Left tells, of a machine that ended, that the backup may have the guest, or may go
+// on from its last checkpoint.
+func (p *Primary) Left() bool { return p.left }
 
 // RestorePrimary returns the machine of a guest that an earlier daemon
 // protected under gen, when phase is what that daemon persisted last. Other
 // than NewPrimary it also knows of a guest that this daemon had to pause.
 func RestorePrimary(gen Generation, phase string, l Limits) *Primary {
-	p := NewPrimary(gen, phase == "armed" || phase == "protected" || phase == "fenced", l)
-	p.fenced = phase == "fenced"
-	p.paused = p.fenced
+	p := NewPrimary(gen, phase == "armed" || phase == "protected" || phase == "fenced" || phase == "told", l)
+	p.fenced, p.told = phase == "fenced", phase == "told"
+	p.paused = p.fenced || p.told
 	p.restored = true
 	return p
 }
@@ -159,14 +179,14 @@ func (p *Primary) Step(e Event) []Action {
 		if p.state != PrimarySyncing || p.ready {
 			return nil
 		}
-		return p.openGate()
+		return p.peerDropped()
 	case StandbyReady:
 		if p.state != PrimarySyncing || p.ready {
 			return nil
 		}
 		p.ready, p.paceDue = true, true
 		// It dropped what it held for an older session, if it did not say so yet.
-		return append(p.openGate(), p.maybeCapture()...)
+		return append(p.peerDropped(), p.maybeCapture()...)
 	case PaceDue:
 		p.paceDue = true
 		return p.maybeCapture()
@@ -196,13 +216,15 @@ func (p *Primary) Step(e Event) []Action {
 		if p.state != PrimaryStopping || p.claiming {
 			return nil
 		}
-		return p.letGo(p.reason)
+		return p.unpause(p.letGo(p.reason)...)
 	case PeerActivated:
 		return p.peerActivated(e)
 	case Unprotect:
 		return p.stopping(e.Reason)
 	case OperatorActivate:
-		return p.operator()
+		return p.operator(e)
+	case HandOver:
+		return p.swap(e)
 	}
 	panic(fmt.Sprintf("ftengine: primary got %T", e))
 }
@@ -214,6 +236,13 @@ func (p *Primary) sessionUp(e SessionUp) []Action {
 	if p.claiming || p.unsure || p.guestDead {
 		// The answer decides under which generation we talk again.
 		return []Action{CloseSession{}}
+	}
+	if p.state == PrimarySwitching {
+		acts := p.spoiled("the connection to the backup was made anew")
+		if p.claiming {
+			return acts
+		}
+		return append(acts, p.sessionUp(e)...)
 	}
 	if e.Generation > p.gen {
 		return p.peerHolds(e)
@@ -228,21 +257,32 @@ func (p *Primary) sessionUp(e SessionUp) []Action {
 		return []Action{SendStandDown{p.reason}}
 	}
 	p.session, p.state = true, PrimarySyncing
-	// Still armed, if it was: that the backup dropped what it held for an
-	// older session is certain only when it says so.
-	p.ready, p.fenced = false, false
+	// Still armed, and paused, if it was: that the backup dropped what it held
+	// for an older session is certain only when it says so.
+	p.ready = false
 	p.captured, p.acked, p.early = 0, 0, 0
 	p.stale = p.capturing
-	if p.paused {
-		return p.unpause(Persist{p.gen, "armed"}, SendSetup{})
-	}
 	return []Action{SendSetup{}}
+}
+
+// peerDropped is the backup's word that it cannot go on from anything that an
+// older session brought: our guest may be heard, and go on, again.
+func (p *Primary) peerDropped() []Action {
+	p.fenced, p.told = false, false
+	acts := p.openGate()
+	if p.paused {
+		acts = p.unpause(append([]Action{Persist{p.gen, "armed"}}, acts...)...)
+	}
+	return append(acts, p.wished()...)
 }
 
 // peerHolds keeps our copy down: the backup won a generation of its own. Not
 // every arbiter shows us whether it runs, so we ask the backup as well.
 func (p *Primary) peerHolds(e SessionUp) []Action {
 	known := p.state == PrimaryFenced
+	if p.state == PrimaryStopping {
+		p.wish = p.reason // should the backup give the right back
+	}
 	p.state, p.fenced, p.session, p.ready = PrimaryFenced, true, false, false
 	p.reason = fmt.Sprintf("the peer holds generation %d", e.Generation)
 	var acts []Action
@@ -264,6 +304,9 @@ func (p *Primary) sessionDown(e SessionDown) []Action {
 		return nil
 	}
 	switch p.state {
+	case PrimarySwitching:
+		acts := p.spoiled("the connection to the backup is " + e.How.String())
+		return append(acts, p.sessionDown(e)...)
 	case PrimarySyncing, PrimaryProtected:
 	case PrimaryHandedOver:
 		return p.finish(p.reason + "; the backup was told, then the connection was lost")
@@ -289,6 +332,12 @@ func (p *Primary) sessionDown(e SessionDown) []Action {
 // redial looks for another session after the last one ended. A backup that
 // may hold a checkpoint may also go on from it, so it gets only so long.
 func (p *Primary) redial(before ...Action) []Action {
+	if p.state == PrimarySwitching {
+		before = append(p.spoiled("the backup has to be asked anew"), before...)
+		if p.claiming {
+			return before
+		}
+	}
 	p.session, p.ready, p.stale = false, false, p.capturing
 	p.state = PrimaryConnecting
 	acts := append(before, Connect{})
@@ -299,7 +348,14 @@ func (p *Primary) redial(before ...Action) []Action {
 	return acts
 }
 
+// maybeCapture asks for the next epoch, if there is to be one now.
 func (p *Primary) maybeCapture() []Action {
+	switch p.state {
+	case PrimarySwitching:
+		return p.lastEpoch()
+	case PrimaryStopping:
+		return p.finalEpoch()
+	}
 	ok := p.ready && p.paceDue && !p.capturing &&
 		(p.state == PrimaryProtected || p.state == PrimarySyncing) &&
 		int(p.captured-p.acked) < p.limits.InFlight
@@ -326,7 +382,7 @@ func (p *Primary) capturedEpoch(e Captured) []Action {
 		return p.maybeCapture() // of a session that is gone
 	}
 	p.captured = e.Epoch
-	if p.early == e.Epoch {
+	if p.early == e.Epoch && p.session {
 		return p.ackedEpoch(Acked{e.Epoch})
 	}
 	return p.maybeCapture()
@@ -338,7 +394,10 @@ func (p *Primary) captureFailed(e CaptureFailed) []Action {
 	}
 	stale := p.stale
 	p.capturing, p.stale = false, false
-	if p.guestDead || stale {
+	switch {
+	case p.ending && p.session:
+		return p.finalFailed(e)
+	case p.guestDead || stale:
 		return p.maybeCapture() // when the pace says so
 	}
 	var acts []Action
@@ -357,6 +416,9 @@ func (p *Primary) captureFailed(e CaptureFailed) []Action {
 	if e.Fatal || wrong {
 		return p.redial(append(acts, CloseSession{})...)
 	}
+	if p.state == PrimarySwitching && p.last != 0 {
+		acts = append(acts, p.spoiled("the last checkpoint could not be taken")...)
+	}
 	return append(acts, p.maybeCapture()...)
 }
 
@@ -364,6 +426,10 @@ func (p *Primary) ackedEpoch(e Acked) []Action {
 	switch {
 	case !p.ready || e.Epoch <= p.acked:
 		return nil
+	case p.ending && e.Epoch == p.final:
+		// That it was captured is only said later, perhaps; and the backup
+		// ends the session.
+		p.captured, p.armed = p.final, false
 	case e.Epoch == p.captured+1 && p.capturing && !p.stale:
 		// Shipped and acknowledged before the word that it was captured
 		// came through.
@@ -371,7 +437,14 @@ func (p *Primary) ackedEpoch(e Acked) []Action {
 		return nil
 	case e.Epoch > p.captured:
 		// Not an epoch that we sent: a peer's mistake, not ours.
+		if p.ending {
+			return p.sessionDown(SessionDown{Closed})
+		}
 		return p.redial(CloseSession{})
+	}
+	if p.state == PrimarySwitching && e.Epoch == p.last {
+		p.acked = e.Epoch
+		return p.tellLast()
 	}
 	var acts []Action
 	for p.acked < e.Epoch {
@@ -390,7 +463,7 @@ func (p *Primary) rehearsed(e Rehearsed) []Action {
 	}
 	if !e.OK {
 		// It gave up for good before it said so.
-		return append(p.openGate(), p.stopping("the backup cannot load this guest: "+e.Reason)...)
+		return append(p.peerDropped(), p.stopping("the backup cannot load this guest: "+e.Reason)...)
 	}
 	if p.acked == 0 && p.early == 0 {
 		// Of what did it make one? A peer's mistake, not ours.

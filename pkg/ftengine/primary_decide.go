@@ -6,6 +6,9 @@ import (
 )
 
 func (p *Primary) claim(why Cause) []Action {
+	if p.told && why == PeerSilent {
+		why = TookBack
+	}
 	p.claiming = true
 	p.token++ // what was to be retried is asked now
 	return []Action{CloseSession{}, Claim{p.gen + 1, why}}
@@ -30,24 +33,25 @@ func (p *Primary) claimDone(e ClaimDone) []Action {
 	switch e.Verdict {
 	case Won:
 		p.gen++
-		p.armed, p.fenced = false, false
+		p.armed, p.fenced, p.told = false, false, false
 		p.state = PrimaryAlone
-		return p.unpause(Persist{p.gen, "alone"}, OpenGate{}, Connect{})
+		acts := p.unpause(Persist{p.gen, "alone"}, OpenGate{}, Connect{})
+		return append(append(acts, p.refused("the backup did not take the guest over; it goes on here, unprotected")...), p.wished()...)
 	case Lost:
 		p.reason = "the backup won the right to run"
 		return p.fence()
 	case NeedOperator:
-		if p.fenced || !p.paused {
+		if p.fenced || p.told || !p.paused {
 			// Only a person can activate the backup: our guest runs on,
 			// and what it sends is held until a person decides.
-			// But one that the backup was seen to own stays paused
-			// until the backup, or a person here, says otherwise.
-			return []Action{Connect{}}
+			// But one that the backup was seen, or told, to own stays
+			// paused until the backup, or a person here, says otherwise.
+			return append([]Action{Connect{}}, p.refused("the backup was told to take over, and cannot be reached; the guest is paused here until it can, or you decide")...)
 		}
 		return p.unpause(Persist{p.gen, "armed"}, Connect{})
 	}
 	// Nobody can tell whether the backup runs: then we may not.
-	return p.hold()
+	return append(p.hold(), p.refused("the backup was told to take over, and neither it nor the arbiter answers; the guest is paused here until one of them does")...)
 }
 
 // fence keeps our copy down until the winner of the next generation runs.
@@ -72,6 +76,7 @@ func (p *Primary) revoked(v Verdict) []Action {
 		if p.guestDead {
 			return p.finish(p.reason)
 		}
+		p.wish = p.reason // should the backup give the right back
 		return p.fence()
 	case Unknown:
 		return p.hold()
@@ -87,10 +92,16 @@ func (p *Primary) revoked(v Verdict) []Action {
 }
 
 // operator is a person's word on our host that our copy is to go on alone.
-func (p *Primary) operator() []Action {
+func (p *Primary) operator(e OperatorActivate) []Action {
 	switch {
 	case p.guestDead:
 		return []Action{Refuse{"the guest ended here; activate it on the backup's host"}}
+	case p.state == PrimarySwitching:
+		return []Action{Refuse{"the guest is being handed over to the backup; look again in a few seconds"}}
+	case p.told && !p.claiming && !p.session && !e.Force:
+		return []Action{Refuse{"the backup was told to go on with the guest, and may run it; activate it there, or, sure that it does not run there and never will, use --force"}}
+	case p.paused && p.session:
+		return []Action{Refuse{"the backup is connected; the guest goes on here as soon as the backup let go of it"}}
 	case p.state == PrimaryUndecided && !p.session && !p.claiming:
 		return p.claim(ByOperator)
 	case p.claiming:
@@ -108,8 +119,12 @@ func (p *Primary) retry(e Retry) []Action {
 		return nil
 	}
 	switch {
+	case p.state == PrimarySwitching:
+		return append(p.spoiled("the backup took too long"), p.maybeCapture()...)
 	case p.state == PrimaryUndecided && !p.session:
 		return p.claim(PeerSilent)
+	case p.state == PrimaryStopping && p.finalHeld():
+		return p.letGo(p.reason)
 	case p.state == PrimaryStopping:
 		p.session = false
 		return p.claim(ToRevoke)
@@ -131,7 +146,13 @@ func (p *Primary) guestGone(e GuestGone) []Action {
 		return nil
 	}
 	p.guestDead = true
-	if e.Orderly {
+	if p.state == PrimarySwitching {
+		return p.goneSwitching(e)
+	}
+	if e.Orderly && p.state == PrimaryProtected {
+		return p.lastWords(e.Reason)
+	}
+	if e.Orderly && !p.told && p.state != PrimaryFenced {
 		return p.stopping(e.Reason)
 	}
 	p.reason = e.Reason
@@ -174,46 +195,25 @@ func (p *Primary) handOver(e SessionUp) []Action {
 	return p.tellDead()
 }
 
-func (p *Primary) stopping(reason string) []Action {
-	if p.state == PrimaryStopping || p.state == PrimaryFenced {
-		return nil
-	}
-	handed := p.state == PrimaryHandedOver
-	p.reason = reason
-	switch {
-	case handed:
-		return p.finish(reason)
-	case !p.session && !p.armed && !p.claiming && !p.paused:
-		return p.letGo(reason)
-	}
-	p.state, p.ready = PrimaryStopping, false
-	switch {
-	case p.claiming:
-		return nil
-	case p.session:
-		return []Action{SendStandDown{reason}, p.retryAfter(standDownTries * p.limits.Detect)}
-	}
-	return p.claim(ToRevoke)
-}
-
-// standDownTries bounds, in detection limits, how long the backup may take to
-// let go of its standby: libvirtd has to end a QEMU meanwhile.
-const standDownTries = 20
-
 func (p *Primary) winnerRunning() []Action {
 	if p.state != PrimaryFenced {
 		return nil
 	}
-	return append([]Action{DestroyGuest{}}, p.finish(p.reason+"; this copy was ended")...)
+	acts := append([]Action{DestroyGuest{}}, p.switched()...)
+	return append(acts, p.finish(p.reason+"; this copy was ended")...)
 }
 
 func (p *Primary) peerActivated(e PeerActivated) []Action {
 	switch {
 	case p.state == PrimaryHandedOver:
-		return p.finish(p.reason + "; the backup runs the guest")
+		return append(p.switched(), p.finish(p.reason+"; the backup runs the guest")...)
 	case e.Generation > p.gen && p.state != PrimaryFenced:
 		p.state, p.fenced, p.session, p.ready = PrimaryFenced, true, false, false
-		p.reason = fmt.Sprintf("the backup was activated under generation %d", e.Generation)
+		if p.told {
+			p.reason += fmt.Sprintf("; the backup runs it under generation %d", e.Generation)
+		} else {
+			p.reason = fmt.Sprintf("the backup was activated under generation %d", e.Generation)
+		}
 		return p.pause([]Action{Persist{p.gen, "fenced"}}, p.winnerRunning()...)
 	}
 	return nil
@@ -235,29 +235,4 @@ func (p *Primary) unpause(after ...Action) []Action {
 		after = append([]Action{ResumeGuest{}}, after...)
 	}
 	return after
-}
-
-// openGate lets out what is held: no backup can go on from a checkpoint of
-// this guest any more.
-func (p *Primary) openGate() []Action {
-	if p.guestDead {
-		return nil
-	}
-	return []Action{OpenGate{}}
-}
-
-// letGo ends the protection of a guest that is ours. The session goes first: no
-// capture of it holds anything then.
-func (p *Primary) letGo(reason string) []Action {
-	p.stop(reason)
-	return append(append([]Action{CloseSession{}}, p.openGate()...), Finish{reason})
-}
-
-func (p *Primary) finish(reason string) []Action {
-	p.stop(reason)
-	return []Action{CloseSession{}, Finish{reason}}
-}
-
-func (p *Primary) stop(reason string) {
-	p.state, p.reason, p.ready, p.session = PrimaryStopped, reason, false, false
 }

@@ -18,7 +18,7 @@ func TestHolds(t *testing.T) {
 	}{
 		{SessionUp{Generation: 4}, 0, false, true},
 		{StandbyMade{}, 0, false, true},
-		{Staged{1}, 0, false, true},
+		{Staged{Epoch: 1}, 0, false, true},
 		{CommitDone{Epoch: 1}, 0, false, true},
 		{RehearseDone{OK: true}, 0, false, true},
 		{SessionDown{Silent}, 0, false, false}, // it claims: it holds nothing yet, and takes nobody in

@@ -17,7 +17,7 @@ var update = flag.Bool("update", false, "rewrite testdata/*.txt with what the ma
 func vocabulary() map[string]reflect.Type {
 	words := map[string]reflect.Type{}
 	for _, e := range []Event{SessionUp{}, SessionDown{}, ClaimDone{}, Retry{}, PeerDropped{}, StandbyReady{}, Captured{}, CaptureFailed{},
-		Acked{}, Rehearsed{}, PaceDue{}, GuestGone{}, WinnerRunning{}, WinnerWithdrew{}, PeerStoodDown{}, PeerActivated{}, Unprotect{},
+		Acked{}, Rehearsed{}, PaceDue{}, GuestGone{}, WinnerRunning{}, WinnerWithdrew{}, PeerStoodDown{}, PeerActivated{}, Unprotect{}, HandOver{},
 		StandbyMade{}, Staged{}, CommitDone{}, RehearseDone{}, ReleasedTo{}, GuestDead{}, StandDown{}, OperatorActivate{}, StandbyDied{},
 		LoadDone{}, ConfirmDone{}, ResumeDone{}} {
 		t := reflect.TypeOf(e)
