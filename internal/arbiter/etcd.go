@@ -45,6 +45,9 @@ type Etcd struct {
 	// doubts are domains in which a step of ours may still take effect: a
 	// transaction was sent, and no answer came.
 	doubts map[string]bool
+	// begun are domains in which this process placed a step, or tried to. Before
+	// that, one of an earlier process of this host may be under way.
+	begun map[string]bool
 	// turns holds one place for each domain: operations on it go one by one.
 	turns map[string]chan struct{}
 
@@ -83,7 +86,7 @@ type EtcdOptions struct {
 // OpenEtcd opens the arbiter, and gives the prefix an identity if it has none.
 // Close it.
 func OpenEtcd(ctx context.Context, o EtcdOptions) (*Etcd, error) {
-	e := &Etcd{o: o, doubts: map[string]bool{}, turns: map[string]chan struct{}{}}
+	e := &Etcd{o: o, doubts: map[string]bool{}, begun: map[string]bool{}, turns: map[string]chan struct{}{}}
 	if err := e.configure(); err != nil {
 		return nil, opError("open", Claim{}, err)
 	}
@@ -123,14 +126,14 @@ func (e *Etcd) Confirm(ctx context.Context, c Claim) error {
 	return e.step(ctx, "confirm", c, confirming(c, e.o.Machine))
 }
 
-// Withdraw implements Arbiter. If a claim of this process may still be under
-// way to the cluster, a record is placed also where nobody claimed: then it
-// cannot take effect any more.
+// Withdraw implements Arbiter. If a claim of this process, or of one before it on
+// this host, may still be under way to the cluster, a record is placed also where nobody
+// claimed: then it cannot take effect any more.
 func (e *Etcd) Withdraw(ctx context.Context, c Claim) error {
 	decide := withdrawing(c, e.o.Machine)
 	return e.step(ctx, "withdraw", c, func(at, top chain) (Step, error) {
 		step, err := decide(at, top)
-		if err == nil && step == 0 && e.doubtful(c.Domain) {
+		if err == nil && step == 0 && (e.doubtful(c.Domain) || at.next == 0 && e.first(c.Domain)) {
 			return StepWithdrawn, nil
 		}
 		return step, err
@@ -205,9 +208,17 @@ func (e *Etcd) doubtful(domain string) bool {
 	return e.doubts[domain]
 }
 
+// first tells that this process has placed nothing in a domain yet.
+func (e *Etcd) first(domain string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.begun[domain]
+}
+
 func (e *Etcd) setDoubt(domain string, doubt bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.begun[domain] = true
 	if doubt {
 		e.doubts[domain] = true
 	} else {
