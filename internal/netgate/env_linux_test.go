@@ -123,6 +123,8 @@ func bridge(t testing.TB) netlink.Link {
 	return linkOf(t, "br0")
 }
 
+func noMaster(t testing.TB, dev string) error { return netlink.LinkSetNoMaster(linkOf(t, dev)) }
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

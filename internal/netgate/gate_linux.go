@@ -25,8 +25,10 @@ type Gate struct {
 	readers sync.WaitGroup
 	closing atomic.Bool
 	sealed  atomic.Bool
-	passing atomic.Bool   // what is read is to be performed at once
-	lost    atomic.Uint64 // see Stats.Lost
+	passing atomic.Bool // what is read is to be performed at once
+	// guestGone: there are no taps any more to perform frames at.
+	guestGone atomic.Bool
+	lost      atomic.Uint64 // see Stats.Lost
 
 	// life is held for reading by every method that uses descriptors or maps,
 	// and for writing to close them.

@@ -18,6 +18,7 @@ type port struct {
 	g       *Gate
 	nic     NIC
 	ifindex int  // of the guest's tap
+	master  int  // the bridge that it is a port of, or 0
 	taken   bool // over from an earlier daemon
 	pinned  bool // by us
 
@@ -41,7 +42,7 @@ func (g *Gate) openPort(nic NIC, nl *netlink.Handle) (p *port, err error) {
 		// What the guest of a macvtap sends never passes its ingress.
 		return nil, &UnsupportedError{"holding the output of " + nic.Dev, "give the guest a tap on a bridge", fmt.Errorf("it is a %s, not a tap", kind)}
 	}
-	made := &port{g: g, nic: nic, ifindex: dev.Attrs().Index}
+	made := &port{g: g, nic: nic, ifindex: dev.Attrs().Index, master: dev.Attrs().MasterIndex}
 	p = made
 	defer func() {
 		if err != nil {

@@ -60,8 +60,8 @@ func (g *Gate) leaseHolds(p *port) bool {
 }
 
 // Seal makes sure that nothing leaves any more, whatever the lease or mode:
-// when it returns the last frame has left. It is for good, and outlives this
-// daemon; only Close(false) or Remove ends it.
+// when it returns the last frame has left. It outlives this daemon; only Unseal,
+// Close(false) or Remove ends it.
 func (g *Gate) Seal() {
 	end, err := g.use()
 	if err != nil {
@@ -83,6 +83,23 @@ func (g *Gate) Seal() {
 	for _, p := range g.ports {
 		p.sock.listen(false)
 	}
+}
+
+// Unseal makes a sealed gate one that holds, without a lease: what was held is held
+// again. The caller knows that nobody else goes on as this guest.
+func (g *Gate) Unseal() {
+	end, err := g.use()
+	if err != nil {
+		return
+	}
+	defer end()
+	g.out.Lock()
+	defer g.out.Unlock()
+	if !g.sealed.Load() {
+		return
+	}
+	g.setMode(Holding)
+	g.sealed.Store(false)
 }
 
 // Release performs frames in order: each enters the guest's tap as if the guest
@@ -123,6 +140,12 @@ func (g *Gate) perform(ctx context.Context, fs []Frame) (int, error) {
 		if !g.leaseHolds(p) {
 			return i, g.refused(i)
 		}
+		if g.guestGone.Load() {
+			if !p.sendAtBridge(f.Data) {
+				g.lost.Add(1)
+			}
+			continue
+		}
 		refused := p.state.word(wordDroppedLease).Load()
 		if !p.send(f.Data, &patience) {
 			g.lost.Add(1)
@@ -132,6 +155,25 @@ func (g *Gate) perform(ctx context.Context, fs []Frame) (int, error) {
 		}
 	}
 	return len(fs), nil
+}
+
+// GuestGone says that the guest's QEMU has ended, and its taps with it. What it had
+// sent is performed at the bridges from now on that the taps were ports of, without
+// what tc did at the taps; without a bridge it is lost. The kernel does not look at
+// the lease once more there: only Pass is to follow, or Close.
+func (g *Gate) GuestGone() { g.guestGone.Store(true) }
+
+// sendAtBridge sends a frame as if it had come from a port that is gone.
+func (p *port) sendAtBridge(data []byte) bool {
+	if p.master == 0 {
+		return false
+	}
+	until := time.Now().Add(settleMax)
+	err := p.sock.sendTo(p.master, data, until)
+	if errors.Is(err, unix.ENETDOWN) { // what the tap's end left in the socket
+		err = p.sock.sendTo(p.master, data, until)
+	}
+	return err == nil
 }
 
 // refused is why frame i may not leave.

@@ -194,9 +194,14 @@ func (g *Gate) Inject(fs []Frame) error {
 	return wrap("inject", "", first)
 }
 
-// send waits for room until then. With etherAll the kernel finds out what
-// protocol the frame is of.
+// send sends to the guest. It waits for room until then.
 func (s *socket) send(data []byte, until time.Time) error {
+	return s.sendTo(s.p.ifindex, data, until)
+}
+
+// sendTo sends out of an interface. With etherAll the kernel finds out what
+// protocol the frame is of.
+func (s *socket) sendTo(ifindex int, data []byte, until time.Time) error {
 	conn, err := s.file.SyscallConn()
 	if err == nil {
 		err = s.file.SetWriteDeadline(until)
@@ -204,7 +209,7 @@ func (s *socket) send(data []byte, until time.Time) error {
 	if err != nil {
 		return err
 	}
-	to := &unix.SockaddrLinklayer{Ifindex: s.p.ifindex, Protocol: etherAll}
+	to := &unix.SockaddrLinklayer{Ifindex: ifindex, Protocol: etherAll}
 	var sent error
 	if err := conn.Write(func(fd uintptr) bool {
 		for sent = unix.EINTR; sent == unix.EINTR; {
