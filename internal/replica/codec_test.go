@@ -322,7 +322,7 @@ func genMessage(t *rapid.T) Message {
 	u64, i64 := rapid.Uint64(), rapid.Int64Min(0)
 	switch typ := rapid.SampledFrom(samples()).Draw(t, "type").(type) {
 	case *Hello:
-		return &Hello{1, rapid.Uint8Min(1).Draw(t, "max"), Channel(rapid.IntRange(1, 2).Draw(t, "ch")), Role(rapid.IntRange(1, 2).Draw(t, "role")),
+		return &Hello{1, rapid.Uint8Min(1).Draw(t, "max"), Channel(rapid.IntRange(1, 2).Draw(t, "ch")), Role(rapid.IntRange(1, 3).Draw(t, "role")),
 			Capabilities(u64.Draw(t, "caps")), u64.Draw(t, "want"), Token{byte(rapid.Uint8().Draw(t, "tok"))}, testDomain,
 			name.Draw(t, "dom"), name.Draw(t, "host"), name.Draw(t, "soft"), rapid.Uint8().Draw(t, "streams"), 0}
 	case *Welcome:

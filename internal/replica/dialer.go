@@ -57,6 +57,33 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 	return newSession(control, streams, welcome.Version, &hello, welcome, f.Generation), nil
 }
 
+// Ask returns what the daemon at addr has of hello.Domain: the state, the
+// generation and the name of the host in a Welcome. No session begins. Errors are those of Dial; one
+// that cannot tell now refuses with CodeBusy.
+func (d *Dialer) Ask(ctx context.Context, addr string, protection UUID, hello Hello) (*Welcome, error) {
+	timeout := d.HandshakeTimeout
+	if timeout <= 0 {
+		timeout = DefaultHandshakeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+	}
+	cfg, err := d.Transport.clientConfig(host)
+	if err != nil {
+		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+	}
+	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
+	hello.Channel, hello.Role, hello.Streams = ControlChannel, RoleAsking, 1
+	c, f, err := d.greet(ctx, addr, cfg, protection, Stamp{}, &hello)
+	if err != nil {
+		return nil, err
+	}
+	return f.Msg.(*Welcome), c.Close()
+}
+
 // openStreams opens the data connections that welcome grants. One after the other,
 // so that a dialer takes one of the listener's handshakes at a time: hosts that
 // set up many protections at once would else turn each other away.
@@ -132,6 +159,8 @@ func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, p
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "channel", Offset: 1, Reason: "is not the one asked for"}
 	case w.Version < VersionMin || w.Version > VersionMax:
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "version", Reason: "was not offered"}
+	case hello.Role == RoleAsking:
+		return c, f, nil
 	case hello.Channel == ControlChannel && w.Token == Token{}:
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "token", Offset: 11, Reason: "zero is invalid"}
 	case w.Streams == 0 || w.Streams > hello.Streams:

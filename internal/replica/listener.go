@@ -226,6 +226,10 @@ func (l *Listener) serveControl(ctx context.Context, c *Conn, peer Peer, hello *
 	}
 	welcome := *answer
 	st := Stamp{Generation: welcome.Generation, Epoch: welcome.LastCommitted}
+	if hello.Role == RoleAsking {
+		welcome.Version, welcome.Channel = version, ControlChannel
+		return errors.Join(c.Send(ctx, st, &welcome), c.Close())
+	}
 	if err := CheckGeneration(welcome.Generation, hello.WantGeneration); err != nil {
 		return l.refuse(ctx, c, st, Refuse{CodeGeneration, err.Error(), "stand down; the host with the newest generation runs the guest"})
 	}

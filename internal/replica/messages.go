@@ -23,6 +23,9 @@ type Role uint8
 const (
 	RolePrimary Role = 1
 	RoleBackup  Role = 2
+	// RoleAsking only wants to know what the other daemon has of a domain: the
+	// connection ends with the answer, and no session begins.
+	RoleAsking Role = 3
 )
 
 // Capabilities are optional abilities, as bits; both sides use the common ones.
@@ -55,7 +58,7 @@ func (m *Hello) fields(c *codec) {
 	c.u8("channel", (*uint8)(&m.Channel))
 	c.check(m.Channel == ControlChannel || m.Channel == DataChannel, "channel", "is neither control nor data")
 	c.u8("role", (*uint8)(&m.Role))
-	c.check(m.Role == RolePrimary || m.Role == RoleBackup, "role", "is neither primary nor backup")
+	c.check(m.Role >= RolePrimary && m.Role <= RoleAsking, "role", "is unknown")
 	c.u64("capabilities", (*uint64)(&m.Capabilities))
 	c.u64("wantGeneration", &m.WantGeneration)
 	c.fixed("token", m.Token[:])
