@@ -87,6 +87,7 @@ func TestCopy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		mustSucceed(t, "block migration, as with every protected guest", dom.BlockMigration(ctx))
 		checkLiveDisks(t, xml, disks)
 		for _, d := range disks {
 			if size, err := dom.DiskSize(ctx, d.target); err != nil || size.SizeBytes != imageBytes || size.AllocatedBytes == 0 {

@@ -203,6 +203,15 @@ func (s *Standby) WaitLoaded(ctx context.Context) error {
 	}
 }
 
+// StayPaused makes sure that the standby does not begin to run by itself when its stream ends. It is to be
+// called right before the last bytes: "virsh resume" of a standby succeeds without a word of what it does,
+// which is to have QEMU run the guest as soon as it is loaded (qmp_cont, RUN_STATE_INMIGRATE); libvirt goes on
+// showing it as paused. This takes that back (qmp_stop), costs one monitor command, and may be repeated.
+func (s *Standby) StayPaused(ctx context.Context) error {
+	_, err := s.QMP(ctx, "stop", nil)
+	return err
+}
+
 // loaded asks once. The error is a *LoadError only when the load is known to have failed.
 func (s *Standby) loaded(ctx context.Context) (bool, error) {
 	status, err := s.queryStatus(ctx, "query-status")
@@ -212,6 +221,9 @@ func (s *Standby) loaded(ctx context.Context) (bool, error) {
 			return false, s.loadError("QEMU ended")
 		}
 		return false, err
+	}
+	if status == "running" { // resumed by somebody between StayPaused and the stream's end
+		return true, s.StayPaused(ctx)
 	}
 	if status != "inmigrate" {
 		return true, nil
