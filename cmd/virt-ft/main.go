@@ -70,7 +70,7 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the daemon (default: $VIRT_FT_SOCKET, else that of the configuration)")
 	root.PersistentFlags().StringVar(&a.config, "config", config.DefaultPath, "configuration file")
-	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.epochsCommand(), a.eventsCommand(), a.manCommand(),
+	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.epochsCommand(), a.eventsCommand(), a.failbackCommand(), a.manCommand(),
 		a.protectCommand(), a.setCommand(), a.statusCommand(), a.unprotectCommand(), a.versionCommand())
 	for _, cmd := range root.Commands() {
 		work := cmd.RunE

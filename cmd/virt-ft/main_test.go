@@ -102,6 +102,10 @@ func (s *scenario) Activate(_ context.Context, domain string, force bool) error 
 	return s.call("activate", domain)
 }
 
+func (s *scenario) Failback(_ context.Context, domain string) error {
+	return s.call("failback", domain)
+}
+
 func (s *scenario) Set(_ context.Context, req control.SetRequest) (control.Pacing, error) {
 	b, _ := json.Marshal(req)
 	return req.Apply(s.Pacing), s.call("set", string(b))

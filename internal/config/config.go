@@ -51,6 +51,7 @@ type Config struct {
 	StateDir   string            `toml:"state_dir"`   // what must survive a reboot
 	RunDir     string            `toml:"run_dir"`     // what must not
 	Nice       int               `toml:"nice"`        // of the daemon's threads: output waits for them; 0 leaves it
+	Reprotect  bool              `toml:"reprotect"`   // after a failover, protect the guest to its old host as soon as that is back
 	Control    Control           `toml:"control"`
 	Transport  Transport         `toml:"transport"`
 	Epoch      Epoch             `toml:"epoch"`
@@ -180,6 +181,7 @@ func Default() Config {
 		StateDir:   "/var/lib/virt-ft",
 		RunDir:     "/run/virt-ft",
 		Nice:       -12,
+		Reprotect:  true,
 		Transport: Transport{
 			Mode:       TransportTLS,
 			CA:         "/etc/pki/CA/cacert.pem",

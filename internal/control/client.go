@@ -76,6 +76,11 @@ func (c *Client) Activate(ctx context.Context, domain string, force bool) error 
 	return c.call(ctx, http.MethodPost, "activate", nil, DomainRequest{Domain: domain, Force: force}, &struct{}{})
 }
 
+// Failback moves a guest to its backup, in order.
+func (c *Client) Failback(ctx context.Context, domain string) error {
+	return c.call(ctx, http.MethodPost, "failback", nil, DomainRequest{Domain: domain}, &struct{}{})
+}
+
 // Protect protects a domain, calling progress as it goes. Cancelling ctx makes
 // the daemon undo an initial sync under way, unless req.Detach is set.
 func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error {

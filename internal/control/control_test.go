@@ -44,6 +44,10 @@ func (s *scripted) Activate(_ context.Context, domain string, force bool) error 
 	s.note("activate %s %v", domain, force)
 	return nil
 }
+func (s *scripted) Failback(_ context.Context, domain string) error {
+	s.note("failback %s", domain)
+	return nil
+}
 func (s *scripted) Set(_ context.Context, req SetRequest) (Pacing, error) {
 	s.note("set %s", req.Domain)
 	return req.Apply(Pacing{MinNs: 2e6, IdleNs: 1e8, PauseShareMax: 0.2, HeldMaxNs: 1e9}), nil
@@ -107,7 +111,7 @@ func TestRoundTrips(t *testing.T) {
 	if v, err := c.Version(ctx); err != nil || v.Version != "v1" {
 		t.Fatalf("%+v, %v", v, err)
 	}
-	if err := errors.Join(c.Unprotect(ctx, "x"), c.Activate(ctx, "y", true)); err != nil {
+	if err := errors.Join(c.Unprotect(ctx, "x"), c.Activate(ctx, "y", true), c.Failback(ctx, "z")); err != nil {
 		t.Fatal(err)
 	}
 	share, zero := 0.5, int64(0)
@@ -125,7 +129,7 @@ func TestRoundTrips(t *testing.T) {
 	if _, err := c.Set(ctx, SetRequest{}); !isCode(err, CodeInvalid) {
 		t.Fatalf("set of no domain: %v", err)
 	}
-	if got := strings.Join(svc.calls, ", "); got != "unprotect x, activate y true, set z, set z" {
+	if got := strings.Join(svc.calls, ", "); got != "unprotect x, activate y true, failback z, set z, set z" {
 		t.Fatal(got)
 	}
 	if got := logged.String(); !strings.Contains(got, fmt.Sprintf("uid=%d pid=%d", os.Getuid(), os.Getpid())) {

@@ -56,6 +56,7 @@ func NewServer(svc Service, o ServerOptions) *Server {
 	mux.HandleFunc("POST /v1/protect", s.protect)
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/activate", s.activate)
+	mux.HandleFunc("POST /v1/failback", s.failback)
 	mux.HandleFunc("POST /v1/set", s.set)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, Errorf(CodeInvalid, "use a virt-ft command of the daemon's own version",
@@ -155,6 +156,10 @@ func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) unprotect(w http.ResponseWriter, r *http.Request) {
 	s.domainRequest(w, r, func(req DomainRequest) error { return s.svc.Unprotect(r.Context(), req.Domain) })
+}
+
+func (s *Server) failback(w http.ResponseWriter, r *http.Request) {
+	s.domainRequest(w, r, func(req DomainRequest) error { return s.svc.Failback(r.Context(), req.Domain) })
 }
 
 func (s *Server) activate(w http.ResponseWriter, r *http.Request) {

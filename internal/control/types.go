@@ -13,6 +13,7 @@
 //	POST /v1/protect              ProtectRequest; one ProgressLine per line
 //	POST /v1/unprotect            DomainRequest
 //	POST /v1/activate             DomainRequest
+//	POST /v1/failback             DomainRequest
 //	POST /v1/set                  SetRequest; Pacing
 //
 // Errors are an Error object with an HTTP status other than 200, or in a stream
@@ -41,6 +42,11 @@ type Service interface {
 	// waits while nobody knows whether the standby runs. force skips the check
 	// that the peer cannot be reached.
 	Activate(ctx context.Context, domain string, force bool) error
+	// Failback moves the guest of a domain that this host is the primary of to its
+	// backup, in order: it is stopped, brought there whole, and goes on. It returns
+	// nil once the guest runs there; on an error it runs here as before, or
+	// the error says otherwise.
+	Failback(ctx context.Context, domain string) error
 	// Set changes the pacing of a domain that this host is the primary of, at
 	// once and until the protection ends, and returns what is in force then.
 	Set(ctx context.Context, req SetRequest) (Pacing, error)

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) failbackCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "failback DOMAIN",
+		Short: "Move a protected guest to its backup, in order",
+		Long: `Move the guest of DOMAIN to the host that stands by for it: it is stopped, all that
+changed since the last checkpoint is brought there, and it goes on there, with the
+same memory and connections. Nothing is lost, and nothing is decided by a failure.
+
+Run it on the host where the guest runs, while it is protected. Use it to bring a
+guest back after a failover, or to empty a host before its maintenance. If the move
+fails the guest goes on where it was.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.Failback(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s runs on the other host\n", safeText(args[0]))
+			return nil
+		},
+	}
+}
