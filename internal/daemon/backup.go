@@ -10,6 +10,7 @@ import (
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
@@ -45,6 +46,7 @@ type backup struct {
 
 	peerClock hostClock
 	imgMu     sync.RWMutex
+	release   func()                      // ends what is promised of this host's memory; guarded by imgMu
 	disks     atomic.Pointer[backupDisks] // nil: the guest has none, or the session has not begun
 	runsOn    atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
 	kept      *kept
@@ -63,7 +65,7 @@ type backup struct {
 	committed statMark
 }
 
-func newBackup(d *Daemon, m marker, arb arbiter.Arbiter) *backup {
+func newBackup(d *Daemon, m marker.Marker, arb arbiter.Arbiter) *backup {
 	b := &backup{m: ftengine.NewBackup(d.limits()), work: make(chan func(), workMax),
 		stage: map[ftengine.Epoch]*stagedEpoch{}, kept: newKept()}
 	b.init(d.ctx, d, m, arb)
@@ -74,10 +76,10 @@ func newBackup(d *Daemon, m marker, arb arbiter.Arbiter) *backup {
 // restoreBackup returns the runner of a protection that an earlier daemon of
 // this host knew, and what it has to do first. dom is what runs here of it, or
 // nil.
-func restoreBackup(d *Daemon, m marker, arb arbiter.Arbiter, found ftengine.StandbyFound, dom *virt.Domain) (*backup, []ftengine.Action) {
+func restoreBackup(d *Daemon, m marker.Marker, arb arbiter.Arbiter, found ftengine.StandbyFound, dom *virt.Domain) (*backup, []ftengine.Action) {
 	b := newBackup(d, m, arb)
 	var first []ftengine.Action
-	b.m, first = ftengine.RestoreBackup(ftengine.Generation(m.Generation), m.Phase, found, d.limits())
+	b.m, first = ftengine.RestoreBackup(ftengine.Generation(m.Generation), string(m.Phase), found, d.limits())
 	if dom != nil {
 		b.standby = &virt.Standby{Domain: dom}
 		if found != ftengine.StandbyGone {
@@ -86,6 +88,7 @@ func restoreBackup(d *Daemon, m marker, arb arbiter.Arbiter, found ftengine.Stan
 	}
 	if found == ftengine.StandbyRuns {
 		b.tidyActive() // the work goroutine does it once it runs
+		go d.reprotect(b)
 	}
 	b.snapshot()
 	return b, first
@@ -134,10 +137,10 @@ func (b *backup) later(f func()) { b.work <- f }
 func (b *backup) do(a ftengine.Action) {
 	switch a := a.(type) {
 	case ftengine.Persist:
-		if a.Phase == "claimed" {
+		if marker.Phase(a.Phase) == marker.PhaseClaimed {
 			b.started = time.Now()
 		}
-		b.persist(a.Generation, a.Phase, b.m.Reason())
+		b.persist(a.Generation, marker.Phase(a.Phase), b.m.Reason())
 	case ftengine.MakeStandby:
 		// Before the new session is let go on: its epochs begin at 1 again.
 		b.kept.drop(0)
@@ -223,7 +226,7 @@ func (b *backup) claimAfterLease(a ftengine.Claim) {
 }
 
 func (b *backup) finish(reason string) {
-	b.persist(b.m.Generation(), "ended", reason)
+	b.persist(b.m.Generation(), marker.PhaseEnded, reason)
 	b.answerOperator(fmt.Errorf("%s", reason))
 	flushed := make(chan struct{})
 	b.later(func() { close(flushed) })
@@ -277,7 +280,7 @@ func (b *backup) snapshot() {
 	b.holdMu.Lock()
 	b.holds, b.runs = holds, runs
 	b.accept = func(g ftengine.Generation) bool {
-		return holds == 0 && g >= gen && state != ftengine.BackupClaiming && state != ftengine.BackupFailed && state != ftengine.BackupStopped
+		return holds == 0 && g >= gen && state != ftengine.BackupClaiming && state != ftengine.BackupEnding && state != ftengine.BackupFailed && state != ftengine.BackupStopped
 	}
 	b.holdMu.Unlock()
 	b.mu.Lock()

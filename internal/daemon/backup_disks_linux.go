@@ -19,6 +19,7 @@ import (
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/control"
 	"github.com/virt-ft/virt-ft/internal/diskrep"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -56,10 +57,10 @@ func (b *backup) openDisks(in *inbound) error {
 	b.closeDisks()
 	wanted := b.setup.Disks
 	if len(wanted) == 0 {
-		return nil
+		return b.noteElsewhere()
 	}
 	bd := &backupDisks{disks: wanted}
-	rec, err := b.d.disks.get(b.uuid)
+	rec, err := b.d.disks.Get(b.uuid)
 	if err != nil {
 		return err
 	}
@@ -77,7 +78,7 @@ func (b *backup) openDisks(in *inbound) error {
 	if err := b.checkSpace(bd); err != nil {
 		return err
 	}
-	if err := b.noteCopies(bd, imagePart); err != nil {
+	if err := b.noteCopies(bd, marker.ImagePart); err != nil {
 		return err
 	}
 	opts := b.targetOptions(bd)
@@ -110,14 +111,14 @@ func (b *backup) targetOptions(bd *backupDisks) diskrep.TargetOptions {
 
 // lookUpStale finds out that the images on which the guest ran here once are
 // stale: it runs at the peer, by the arbiter's word.
-func (b *backup) lookUpStale(ctx context.Context, rec *diskRecord) {
+func (b *backup) lookUpStale(ctx context.Context, rec *marker.DiskRecord) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	r, err := b.arb.Inspect(ctx, b.uuid)
 	if err == nil && r.Step == arbiter.StepRunning && r.Host != b.d.cfg.Host && r.Generation >= rec.Since {
 		for name, img := range rec.Disks {
-			if img.Kind == imageSource {
-				img.Kind = imageStale
+			if img.Kind == marker.ImageSource {
+				img.Kind = marker.ImageStale
 				rec.Disks[name] = img
 			}
 		}
@@ -126,9 +127,9 @@ func (b *backup) lookUpStale(ctx context.Context, rec *diskRecord) {
 
 // placeDisk says where the copy of a disk goes. An image that is not known to be
 // a copy of this disk, or its own past, is never written over.
-func (b *backup) placeDisk(rec diskRecord, disk replica.Disk) (string, error) {
+func (b *backup) placeDisk(rec marker.DiskRecord, disk replica.Disk) (string, error) {
 	known, ours := rec.Disks[disk.Name]
-	ours = ours && known.Raw && known.Kind != imageSource
+	ours = ours && known.Raw && known.Kind != marker.ImageSource
 	path := disk.Path
 	if path == "" && ours {
 		return known.Path, nil
@@ -146,7 +147,7 @@ func (b *backup) placeDisk(rec diskRecord, disk replica.Disk) (string, error) {
 	switch {
 	case ours && path == known.Path:
 		return path, nil
-	case path == known.Path && known.Kind == imageSource:
+	case path == known.Path && known.Kind == marker.ImageSource:
 		return "", fmt.Errorf("%s is what the guest ran on on %s last, and nothing says that it went on elsewhere from a copy: name another place with --disk %s=PATH",
 			path, b.d.cfg.Host, disk.Name)
 	}
@@ -213,14 +214,20 @@ func unused(path string) error {
 }
 
 // noteCopies writes down what the images are.
-func (b *backup) noteCopies(bd *backupDisks, kind string) error {
-	return b.d.disks.change(b.uuid, b.name, func(rec *diskRecord) {
+func (b *backup) noteCopies(bd *backupDisks, kind marker.ImageKind) error {
+	return b.d.disks.Change(b.uuid, b.name, func(rec *marker.DiskRecord) {
 		clear(rec.Disks)
 		for i, disk := range bd.disks {
-			rec.Disks[disk.Name] = diskImage{Path: bd.paths[i], Kind: kind, Raw: true, SizeBytes: disk.SizeBytes, Index: i}
+			rec.Disks[disk.Name] = marker.DiskImage{Path: bd.paths[i], Kind: kind, Raw: true, SizeBytes: disk.SizeBytes, Index: i}
 		}
-		rec.Active, rec.Since = "", 0
+		rec.Active, rec.Since = b.peerName(), 0
 	})
+}
+
+// noteElsewhere writes down that a guest without disks runs on the primary: it must
+// not be started here.
+func (b *backup) noteElsewhere() error {
+	return b.d.disks.Change(b.uuid, b.name, func(rec *marker.DiskRecord) { rec.Active = b.peerName() })
 }
 
 // sendSums tells the primary what the images hold, so that it need not send it.
@@ -293,7 +300,10 @@ func (b *backup) settleDisks(ctx context.Context) error {
 func (b *backup) noteRuns() <-chan error {
 	done := make(chan error, 1)
 	b.async(func() {
-		done <- b.d.disks.change(b.uuid, b.name, func(rec *diskRecord) { rec.become(imageSource) })
+		done <- b.d.disks.Change(b.uuid, b.name, func(rec *marker.DiskRecord) {
+			rec.Become(marker.ImageSource)
+			rec.Active = ""
+		})
 	})
 	return done
 }
@@ -301,11 +311,14 @@ func (b *backup) noteRuns() <-chan error {
 // noteIdle takes noteRuns back: nothing was executed here. Of any goroutine.
 func (b *backup) noteIdle() {
 	bd := b.disks.Load()
-	if bd == nil {
-		return
-	}
 	b.async(func() {
-		if err := b.noteCopies(bd, imageCopy); err != nil {
+		err := error(nil)
+		if bd != nil {
+			err = b.noteCopies(bd, marker.ImageCopy)
+		} else {
+			err = b.noteElsewhere()
+		}
+		if err != nil {
 			b.log.Error("the record of the guest's disks could not be written", "err", err)
 		}
 	})
@@ -325,17 +338,17 @@ func (b *backup) keepDisks() {
 
 // recoverDisks finishes what a killed daemon of this host was at, so that its
 // copies are those of the last epoch that was acknowledged. Nothing runs on them.
-func (d *Daemon) recoverDisks(m marker) {
+func (d *Daemon) recoverDisks(m marker.Marker) {
 	if _, err := os.Stat(d.journalDir(m.UUID)); err != nil {
 		return
 	}
-	rec, err := d.disks.get(m.UUID)
+	rec, err := d.disks.Get(m.UUID)
 	o := diskrep.TargetOptions{JournalDir: d.journalDir(m.UUID), Durability: diskrep.DurabilityFsync, JournalBytesMax: d.cfg.Disks.JournalBytesMax, Log: d.log}
 	// In the order of the guest's XML, which the journal counts in.
 	names := slices.SortedFunc(maps.Keys(rec.Disks), func(x, y string) int { return cmp.Compare(rec.Disks[x].Index, rec.Disks[y].Index) })
 	for _, name := range names {
 		img := rec.Disks[name]
-		if img.Kind != imageCopy {
+		if img.Kind != marker.ImageCopy {
 			return // it was never whole, or a guest runs, or ran, on it
 		}
 		err = errors.Join(err, unused(img.Path))
@@ -411,7 +424,7 @@ func (in *inbound) endDisk(epoch ftengine.Epoch) error {
 	if err := bd.target.EndInitial(); err != nil {
 		return in.diskError(err)
 	}
-	return b.noteCopies(bd, imageCopy)
+	return b.noteCopies(bd, marker.ImageCopy)
 }
 
 // diskError tells the primary, too, unless the session is over anyway.

@@ -17,6 +17,7 @@ func (b *backup) replaceImage(img *image) error {
 	if err == nil {
 		b.img.close()
 		b.img = img
+		b.followMemory(img)
 	}
 	return err
 }
@@ -26,6 +27,7 @@ func (b *backup) setImage(img *image) {
 	b.imgMu.Lock()
 	defer b.imgMu.Unlock()
 	b.img = img
+	b.followMemory(img)
 }
 
 // closeImage lets go of the memory when nobody writes into it.
@@ -36,6 +38,7 @@ func (b *backup) closeImage() {
 		b.img.close()
 		b.img = nil
 	}
+	b.endMemory()
 }
 
 // settleInitial does what is left to do for a part of the first epoch whose

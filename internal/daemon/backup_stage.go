@@ -20,6 +20,7 @@ type stagedEpoch struct {
 	bytes   uint64
 	ends    uint8 // bit i: stream i ended it
 
+	final   bool // the guest was shut down in it
 	device  []byte
 	clock   replica.GuestClock
 	outputs []replica.Packet
@@ -95,6 +96,9 @@ func (g *staging) add(k ftengine.Epoch, pages uint64, x stagedBatch, limit uint6
 	e.pages += pages
 	e.bytes += uint64(len(x.data))
 	g.bytes += uint64(len(x.data))
+	if len(x.data) == 0 {
+		return nil // they are in their place, and take none of what is bounded here
+	}
 	if e.bytes > limit {
 		return fmt.Errorf("epoch %d is over %d bytes, which is all of the guest's memory three times", k, limit)
 	}
@@ -274,7 +278,8 @@ func (in *inbound) endEpoch(epoch ftengine.Epoch, m *replica.EpochEnd) error {
 	if err != nil {
 		return err
 	}
-	if cur.pages != m.Pages || cur.device == nil || uint64(len(cur.outputs)) != m.Packets || cur.writes != m.DiskWrites {
+	cur.final = m.Flags&replica.EpochFinal != 0
+	if cur.pages != m.Pages || (cur.device == nil) != cur.final || uint64(len(cur.outputs)) != m.Packets || cur.writes != m.DiskWrites {
 		return fmt.Errorf("epoch %d ends with %d pages of %d, %d frames of %d, %d writes to disks of %d, device state %v: %w", epoch,
 			cur.pages, m.Pages, len(cur.outputs), m.Packets, cur.writes, m.DiskWrites, cur.device != nil, replica.ErrMalformed)
 	}
@@ -285,7 +290,7 @@ func (in *inbound) endEpoch(epoch ftengine.Epoch, m *replica.EpochEnd) error {
 	if err := in.keep(epoch, cur); err != nil {
 		return err
 	}
-	in.post(ftengine.Staged{Epoch: epoch})
+	in.post(ftengine.Staged{Epoch: epoch, Final: cur.final})
 	return nil
 }
 

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/guestram"
-	"github.com/virt-ft/virt-ft/internal/replica"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/internal/vmstate"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -20,8 +20,8 @@ const (
 	// loadTimeout bounds the loading of device state and streamed memory.
 	loadTimeout = 30 * time.Second
 	// standbyTriesMax bounds how often a standby is made whose QEMU ends at
-	// once, or that libvirt refuses.
-	standbyTriesMax = 3
+	// once, or that libvirt refuses: its hook may not hear our word in time.
+	standbyTriesMax = 6
 	// awayPoll is how often is looked whether libvirtd is back.
 	awayPoll = 200 * time.Millisecond
 )
@@ -32,7 +32,7 @@ const (
 func (b *backup) stood() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.mark.Phase == "standby"
+	return b.mark.Phase == marker.PhaseStandby
 }
 
 var errNoSession = errors.New("the primary is gone")
@@ -57,7 +57,11 @@ func (b *backup) makeStandby() {
 		b.post(ftengine.StandbyMade{Err: text(err)})
 		return
 	}
-	st, img, err := b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
+	var st *virt.Standby
+	var img *image
+	if err = b.reserveMemory(); err == nil {
+		st, img, err = b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
+	}
 	if err == nil {
 		b.standby = st
 		b.setImage(img)
@@ -70,6 +74,9 @@ func (b *backup) makeStandby() {
 	}
 	if err != nil {
 		b.log.Error("the standby cannot be made", "err", err)
+		if b.img == nil {
+			b.closeImage() // its memory is not needed
+		}
 	}
 	b.post(ftengine.StandbyMade{Err: text(err)})
 }
@@ -115,7 +122,16 @@ func (b *backup) newStandby(wanted func() bool, change func(string) (string, err
 }
 
 func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *image, error) {
+	defer b.d.making(b.uuid)()
+	leave := func() {}
+	if s := b.stateNow(); s != ftengine.BackupClaiming.String() && s != ftengine.BackupActivating.String() { // those wait for nobody
+		var err error
+		if leave, err = b.d.starts.enter(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
 	st, err := b.d.virt.StartStandby(ctx, xml)
+	leave()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -257,64 +273,6 @@ func (b *backup) watchStandby(st *virt.Standby) {
 	})
 }
 
-// commit applies a staged epoch.
-func (b *backup) commit(epoch ftengine.Epoch) {
-	b.stageMu.Lock()
-	s := b.stage[epoch]
-	delete(b.stage, epoch)
-	b.stageMu.Unlock()
-	if s == nil || b.img == nil {
-		return // the session it belonged to is over
-	}
-	defer b.free(s)
-	err := b.applyEpoch(s)
-	if err != nil && b.img.in != nil && b.standby != nil {
-		// The stream to the standby broke: its QEMU is gone, or hangs and is
-		// better gone. The memory that we hold is what counts, and another
-		// standby is made from it when this one is seen to have ended.
-		b.log.Warn("the standby takes no more", "err", err)
-		b.img.in = nil
-		b.end(b.standby)
-		err = b.applyEpoch(s)
-	}
-	if err == nil {
-		b.device, b.clock = s.device, s.clock
-		b.applied.Store(uint64(epoch))
-		b.kept.committed(epoch)
-		if bd := b.disks.Load(); bd != nil {
-			bd.target.Commit(uint64(epoch))
-		}
-		b.committed.now()
-		b.async(func() { b.tellCommitted(epoch) })
-	}
-	b.post(ftengine.CommitDone{Epoch: epoch, Err: text(err)})
-}
-
-// applyEpoch writes all of an epoch. Doing it twice does no harm.
-func (b *backup) applyEpoch(s *stagedEpoch) error {
-	if b.img.in != nil && b.standby != nil {
-		if err := b.standby.Incoming.SetWriteDeadline(time.Now().Add(loadTimeout)); err != nil {
-			return err
-		}
-	}
-	for _, x := range s.batches {
-		if err := b.img.apply(x.runs, x.data); err != nil {
-			return err
-		}
-	}
-	if b.img.in == nil {
-		return nil
-	}
-	return b.img.in.Flush()
-}
-
-// tellCommitted lets the primary show how far we are; nothing depends on it.
-func (b *backup) tellCommitted(epoch ftengine.Epoch) {
-	if in := b.current(); in != nil {
-		_ = in.s.Control.Send(in.ctx, replica.Stamp{Generation: b.generation(), Epoch: uint64(epoch)}, &replica.Committed{})
-	}
-}
-
 // rehearse loads the committed checkpoint into a scratch QEMU made from the
 // same XML: a stream that QEMU does not accept would otherwise be noticed
 // only when it is too late.
@@ -338,6 +296,11 @@ func (b *backup) rehearse() {
 const rehearsalsMax = 3
 
 func (b *backup) rehearseScratch(wanted func() bool) (err error) {
+	leave, err := b.d.rehearsals.enter(b.ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	for range rehearsalsMax {
 		err = b.rehearseOnce(wanted)
 		var refused *virt.LoadError
@@ -378,6 +341,9 @@ func (b *backup) finishLoad(st *virt.Standby, img *image, device []byte) error {
 	ctx, cancel := context.WithTimeout(b.ctx, loadTimeout)
 	defer cancel()
 	if err := st.Incoming.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
+		return err
+	}
+	if err := st.StayPaused(ctx); err != nil {
 		return err
 	}
 	if err := img.in.Finish(device); err != nil {
@@ -434,6 +400,7 @@ func (b *backup) resume() {
 		b.replayInputs()
 		st := b.standby
 		b.async(func() { b.announce(st); b.tidyActive() })
+		go b.d.reprotect(b)
 	}
 	b.post(ftengine.ResumeDone{Err: text(err)})
 }

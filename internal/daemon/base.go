@@ -5,11 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
+	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
+	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
 
@@ -35,55 +41,72 @@ type base struct {
 	putMu sync.Mutex // held while the marker is written; taken before mu
 
 	mu     sync.Mutex
-	mark   marker
+	mark   marker.Marker
 	status control.Status
 	reason string
 	subs   map[chan struct{}]struct{} // told of every change of status
 
-	operator chan operatorAsk
+	operator atomic.Pointer[operatorAsk] // a person's wish that is not answered; the latest
 }
 
-// operatorAsk is virt-ft activate on its way to the machine.
+// operatorAsk is a person's wish on its way to the machine.
 type operatorAsk struct {
-	force bool
+	what  ftengine.Event
 	reply chan error
 }
 
-func (b *base) init(ctx context.Context, d *Daemon, m marker, arb arbiter.Arbiter) {
+func (b *base) init(ctx context.Context, d *Daemon, m marker.Marker, arb arbiter.Arbiter) {
 	b.d, b.name, b.uuid, b.arb, b.mark = d, m.Domain, m.UUID, arb, m
 	b.log = d.log.With("domain", m.Domain, "role", m.Role)
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	b.events = make(chan ftengine.Event, eventsMax)
 	b.done = make(chan struct{})
 	b.subs = map[chan struct{}]struct{}{}
-	b.operator = make(chan operatorAsk, 1)
 }
 
-// activate is virt-ft activate: it waits until the guest runs or it is clear
-// that it will not.
-func (b *base) activate(ctx context.Context, force bool) error {
-	ask := operatorAsk{force, make(chan error, 1)}
-	select {
-	case b.operator <- ask:
-	default:
-		return fmt.Errorf("another activation of %s is under way", b.name)
+// wish hands a person's wish to the machine and waits until it has come true or
+// it is clear that it will not.
+func (b *base) wish(ctx context.Context, e ftengine.Event) error {
+	ask := &operatorAsk{e, make(chan error, 1)}
+	if !b.operator.CompareAndSwap(nil, ask) {
+		return fmt.Errorf("another wish for %s is being seen to", b.name)
 	}
-	b.post(ftengine.OperatorActivate{Force: force})
+	if _, moves := e.(ftengine.HandOver); !moves { // which is answered in any case, perhaps after we have left
+		defer b.operator.CompareAndSwap(ask, nil)
+	}
+	b.post(e)
 	select {
 	case err := <-ask.reply:
 		return err
 	case <-b.done:
-		return fmt.Errorf("the protection of %s ended", b.name)
+		select {
+		case err := <-ask.reply:
+			return err
+		default:
+			return fmt.Errorf("the protection of %s ended", b.name)
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (b *base) answerOperator(err error) {
-	select {
-	case ask := <-b.operator:
+// answerOperator answers whoever waits.
+func (b *base) answerOperator(err error) { b.answer(b.operator.Load(), err) }
+
+// answerActivate answers who decided which copy is to go on.
+func (b *base) answerActivate(err error) {
+	ask := b.operator.Load()
+	if ask == nil {
+		return
+	}
+	if _, ok := ask.what.(ftengine.OperatorActivate); ok {
+		b.answer(ask, err)
+	}
+}
+
+func (b *base) answer(ask *operatorAsk, err error) {
+	if ask != nil && b.operator.CompareAndSwap(ask, nil) {
 		ask.reply <- err
-	default:
 	}
 }
 
@@ -107,8 +130,8 @@ func (b *base) async(f func()) {
 
 // persist writes the marker; a failure is as loud as we can be, but the
 // guest's life goes before our file.
-func (b *base) persist(gen ftengine.Generation, phase, reason string) {
-	err := b.keep(func(m *marker) {
+func (b *base) persist(gen ftengine.Generation, phase marker.Phase, reason string) {
+	err := b.keep(func(m *marker.Marker) {
 		m.Generation, m.Phase = uint64(gen), phase
 		if reason != "" {
 			m.Reason = reason
@@ -121,14 +144,14 @@ func (b *base) persist(gen ftengine.Generation, phase, reason string) {
 }
 
 // keep changes the marker and returns when that is on disk.
-func (b *base) keep(change func(*marker)) error {
+func (b *base) keep(change func(*marker.Marker)) error {
 	b.putMu.Lock()
 	defer b.putMu.Unlock()
 	b.mu.Lock()
 	change(&b.mark)
 	m := b.mark
 	b.mu.Unlock()
-	return b.d.store.put(m)
+	return b.d.store.Put(m)
 }
 
 func (b *base) warn(text string) {
@@ -173,6 +196,9 @@ func (b *base) claim(a ftengine.Claim) {
 		ctx, cancel := context.WithTimeout(b.ctx, askMax(b.arb))
 		defer cancel()
 		c := b.claimOf(a.Generation)
+		if a.Because == ftengine.TookBack && !b.mayTakeBack(ctx, c) {
+			return
+		}
 		if a.Because == ftengine.ByOperator || a.Because == ftengine.HandedOver {
 			// Both are the word of somebody who may decide.
 			if g, ok := b.arb.(granter); ok {
@@ -186,6 +212,35 @@ func (b *base) claim(a ftengine.Claim) {
 		b.log.Info("claim", "generation", a.Generation, "because", a.Because, "verdict", v, "err", err)
 		b.post(ftengine.ClaimDone{Generation: a.Generation, Verdict: v})
 	})
+}
+
+// mayTakeBack asks the peer about a guest that it was told to go on with, where an
+// arbiter would turn it off to find out. If the claim is not to be made it is answered.
+func (b *base) mayTakeBack(ctx context.Context, c arbiter.Claim) bool {
+	if !slices.Contains(strings.Split(b.arb.Name(), config.ArbiterThen), config.ArbiterFence) {
+		return true
+	}
+	b.mu.Lock()
+	peer := b.mark.Peer
+	b.mu.Unlock()
+	w, err := b.d.askPeer(ctx, peer, b.uuid, b.name)
+	switch {
+	case err == nil && w.State == replica.BackupNone:
+		// It let go of the guest: that is its word, and nobody need be turned off.
+		if g, ok := b.arb.(granter); ok {
+			err = g.Grant(ctx, c.Domain, c.Generation, c.Host)
+		}
+		if err == nil {
+			return true
+		}
+	case err == nil && w.State == replica.BackupActive:
+		b.post(ftengine.ClaimDone{Generation: ftengine.Generation(c.Generation), Verdict: ftengine.Lost})
+		b.post(ftengine.SessionUp{Generation: ftengine.Generation(w.Generation), PeerRuns: true})
+		return false
+	}
+	b.log.Warn("whether the peer runs the guest is not known; this copy waits", "err", err)
+	b.post(ftengine.ClaimDone{Generation: ftengine.Generation(c.Generation), Verdict: ftengine.Unknown})
+	return false
 }
 
 // withdrawRetry is the pause between two tries to hand a right back, and

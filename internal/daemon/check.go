@@ -61,6 +61,7 @@ func (d *Daemon) checkHost(ctx context.Context) []control.Finding {
 	} else {
 		fs = append(fs, ok("libvirt", "libvirt %s, QEMU %s", h.LibvirtVersion, h.QEMUVersion))
 	}
+	fs = append(fs, d.checkMemory())
 	fs = append(fs, fromVirt(d.virt.LockManager(ctx))...)
 	if err := d.transport().Check(); err != nil {
 		fs = append(fs, fail("transport", "", err))

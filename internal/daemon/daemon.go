@@ -22,6 +22,9 @@ import (
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
 	"github.com/virt-ft/virt-ft/internal/cpulayout"
+	"github.com/virt-ft/virt-ft/internal/hookd"
+	"github.com/virt-ft/virt-ft/internal/hostmem"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/nbd"
 	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/ptracer"
@@ -43,10 +46,13 @@ func Early() {
 type Daemon struct {
 	cfg   config.Config
 	log   *slog.Logger
-	store *store
-	disks *diskRecords
+	store *marker.Store
+	disks *marker.Disks
 	guard *nbd.Guard // nil where it could not be started
 	pool  stagePool
+	// memory is what standbys were promised; starts and rehearsals are turns of what takes a core for seconds.
+	memory             *hostmem.Ledger
+	starts, rehearsals turns
 
 	diskSessions atomic.Uint64 // sessions with disks so far: names of sockets
 
@@ -60,6 +66,9 @@ type Daemon struct {
 	arbiters  map[string]arbiter.Arbiter
 	recovered bool            // what an earlier daemon left was looked at
 	untaken   map[string]bool // UUIDs of what could not be taken up yet
+	lostOnes  map[string]bool // UUIDs of guests that ended unseen, and may go on elsewhere
+	settling  sync.Mutex      // one lost guest is settled at a time
+	starting  map[string]int  // by UUID: standbys that we are making
 	hub       hub
 	arbMu     sync.Mutex // guards arbiters and opening
 	opening   map[string]*opening
@@ -72,7 +81,7 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	if cfg.Host == "" {
 		return nil, errors.New("config: host is empty")
 	}
-	return &Daemon{cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
+	return &Daemon{memory: hostmem.New(hostmem.Options{}), starts: newTurns(), rehearsals: newTurns(), cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, lostOnes: map[string]bool{}, starting: map[string]int{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
 // Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
@@ -87,10 +96,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return fmt.Errorf("run directory: %w", err)
 	}
 	var err error
-	if d.store, err = openStore(d.cfg.StateDir); err != nil {
+	if d.store, err = marker.Open(d.cfg.StateDir); err != nil {
 		return err
 	}
-	if d.disks, err = openDiskRecords(d.cfg.StateDir); err != nil {
+	if d.disks, err = marker.OpenDisks(d.cfg.StateDir); err != nil {
 		return err
 	}
 	// Should this process be frozen, no guest's disk is to hang for that.
@@ -111,6 +120,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer srv.Close()
+	if hooks, err := hookd.Listen(filepath.Join(d.cfg.RunDir, hookd.SocketName), hookHandler{d}, d.log); err != nil {
+		d.log.Error("libvirt's hook cannot ask: it refuses to start what a standby may be running", "err", err)
+	} else {
+		defer hooks.Close()
+	}
 	ln, err := replica.Listen(d.ctx, d.cfg.Listen, replica.ListenerOptions{Transport: d.transport(), Admit: d.admit, Logger: d.log})
 	if err != nil {
 		return err
@@ -197,7 +211,7 @@ func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.He
 	uuid := hello.Domain.String()
 	w := &replica.Welcome{State: replica.BackupNone, Host: d.cfg.Host, Software: d.Version().Version,
 		HeartbeatPeriodNs: d.cfg.Heartbeat.Period.Nanoseconds(), SilenceLimitNs: d.cfg.Heartbeat.Limit.Nanoseconds()}
-	if hello.Role != replica.RolePrimary {
+	if hello.Role != replica.RolePrimary && hello.Role != replica.RoleAsking {
 		return nil, &replica.Refuse{Code: replica.CodeProtocol, Reason: "only a primary dials"}
 	}
 	d.mu.Lock()
@@ -207,6 +221,8 @@ func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.He
 	case wait:
 		// A copy of the guest may be here whose fate is not known yet.
 		return nil, busy("what an earlier daemon of this host left is being looked at")
+	case hello.Role == replica.RoleAsking:
+		return d.answerPeer(ctx, uuid, p, b, w)
 	case p != nil:
 		return d.admitBeside(ctx, p, peer, w)
 	case b == nil:
@@ -270,9 +286,10 @@ func (d *Daemon) backupFor(s *replica.Session) *backup {
 		b.mu.Unlock()
 		return b
 	}
-	m := marker{Domain: s.Hello.DomainName, UUID: uuid, Role: "backup", Phase: "syncing", Protection: s.Protection().String(),
+	m := marker.Marker{Domain: s.Hello.DomainName, UUID: uuid, Role: marker.RoleBackup, Phase: marker.PhaseSyncing, Protection: s.Protection().String(),
 		Generation: s.PeerGeneration, PeerName: s.Hello.Host}
 	d.dropNamesakes(m)
+	delete(d.lostOnes, uuid) // its new life counts
 	b := newBackup(d, m, nil)
 	d.backups[uuid] = b
 	b.start()
@@ -281,7 +298,7 @@ func (d *Daemon) backupFor(s *replica.Session) *backup {
 
 // dropNamesakes ends what waits here for the primary of another guest of m's
 // name: that guest is gone, for libvirt lets no two of one name be on a host. d.mu is held.
-func (d *Daemon) dropNamesakes(m marker) {
+func (d *Daemon) dropNamesakes(m marker.Marker) {
 	for uuid, b := range d.backups {
 		if uuid != m.UUID && b.name == m.Domain && b.idle() && !b.connected() {
 			go b.post(ftengine.StandDown{Reason: "another guest of this name is protected"})

@@ -163,8 +163,12 @@ func (d *disks) serve(list []diskrep.Disk) error {
 		return err
 	}
 	d.srv = nbd.NewServer(nbd.Options{Log: p.log, Guard: p.d.guard, Closed: func(export string, err error) {
-		d.src.Mark(fmt.Errorf("QEMU does not mirror disk %s any more: %w", export, errors.Join(errMirrorClosed, err)))
 		d.srv.Remove(export) // QEMU may come back with its next write, having left some out
+		// No epoch is whole from here on, see check; but if QEMU ends, what it told
+		// the guest to be written is here.
+		if !p.dying(d.l.ctx) {
+			d.src.Mark(fmt.Errorf("QEMU does not mirror disk %s any more: %w", export, errors.Join(errMirrorClosed, err)))
+		}
 	}})
 	for i, disk := range list {
 		if err := d.srv.Add(disk.Name, d.src.Backend(i)); err != nil {
@@ -376,6 +380,14 @@ func (d *disks) atPause() {
 	}
 }
 
+// cutLast closes the last epoch's writes: the guest is gone.
+func (d *disks) cutLast() {
+	if d != nil {
+		d.cut = true
+		d.src.Cut()
+	}
+}
+
 // shipped waits until all writes of the epoch are queued, adds what the epoch's
 // end has to say of them to s, and reports whether that came about.
 func (d *disks) shipped(ctx context.Context, s *shipment) error {
@@ -470,10 +482,11 @@ func (d *disks) end() {
 	_ = os.Remove(d.socket) // usually the listener did
 }
 
-// lost takes libvirt's word that a mirror ended.
+// lost takes libvirt's word that a mirror ended. Those of a QEMU that ends are no
+// loss: what it told the guest to be written is here.
 func (d *disks) lost(detail string) {
 	// Until all are copied it may be said of a mirror before ours.
-	if d != nil && d.copied.Load() && d.l.ctx.Err() == nil {
+	if d != nil && d.copied.Load() && d.l.ctx.Err() == nil && !d.l.p.dying(d.l.ctx) {
 		d.src.Mark(fmt.Errorf("libvirt says that a mirrored disk's block job ended: %s", detail))
 	}
 }

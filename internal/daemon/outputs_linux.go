@@ -60,6 +60,7 @@ type outputs struct {
 	queue   []*heldEpoch
 	closed  bool // no gate comes into being any more
 	sealed  bool
+	gone    bool // the guest: what it sent waits for the gate to open
 	stalled string
 }
 
@@ -298,13 +299,13 @@ func (o *outputs) perform() bool {
 	}()
 	for {
 		o.mu.Lock()
-		gate, sealed := o.gate, o.sealed
+		gate, wait := o.gate, o.sealed || o.gone
 		var h *heldEpoch
 		if len(o.queue) > 0 && o.queue[0].granted {
 			h = o.queue[0]
 		}
 		o.mu.Unlock()
-		if h == nil || gate == nil || sealed {
+		if h == nil || gate == nil || wait {
 			return false
 		}
 		gate.Lease(h.link.beat.LeaseUntil())
@@ -330,8 +331,22 @@ func (o *outputs) perform() bool {
 	}
 }
 
-// openGate performs what is held and holds nothing any more.
-func (o *outputs) openGate() { o.ask(o.pass) }
+// openGate performs what is held and holds nothing any more. It undoes an earlier
+// seal, of an earlier daemon's too, but not one that comes before the keeper is
+// at it. The machine's goroutine calls it, as it does seal.
+func (o *outputs) openGate() {
+	o.mu.Lock()
+	o.sealed = false
+	o.mu.Unlock()
+	o.ask(func() {
+		o.mu.Lock()
+		if o.gate != nil && !o.sealed {
+			o.gate.Unseal()
+		}
+		o.mu.Unlock()
+		o.pass()
+	})
+}
 
 func (o *outputs) pass() {
 	o.mu.Lock()
@@ -371,6 +386,17 @@ func (o *outputs) seal() {
 	o.sealed = true
 	if o.gate != nil {
 		o.gate.Seal()
+	}
+}
+
+// guestGone has what is held wait until nobody can go on as this guest any more:
+// its tap, at which the lease is looked at, is gone.
+func (o *outputs) guestGone() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.gone = true
+	if o.gate != nil {
+		o.gate.GuestGone()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/pace"
 )
 
@@ -141,7 +142,7 @@ func (p *primary) set(c control.PacingChange) (control.Pacing, error) {
 	if err := p.d.checkPacing(now); err != nil || now == was {
 		return was, err
 	}
-	if err := p.keep(func(m *marker) { m.Pacing = now }); err != nil {
+	if err := p.keep(func(m *marker.Marker) { m.Pacing = marker.Pacing(now) }); err != nil {
 		return was, control.Errorf(control.CodeInternal, "is there space left?", "the change could not be kept: %w", err)
 	}
 	p.pacing.Store(&now)

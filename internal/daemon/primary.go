@@ -13,6 +13,7 @@ import (
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/capture"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
@@ -31,7 +32,9 @@ type primary struct {
 	handed   bool // the backup was told to take over; the machine's goroutine owns it
 	ended    bool // the machine came to its end; the machine's goroutine owns it
 
-	peerRuns atomic.Bool // the backup said that it runs the guest
+	peerRuns     atomic.Bool   // the backup said that it runs the guest
+	endedInOrder chan struct{} // closed when QEMU was seen to have ended by somebody's wish
+	endOnce      sync.Once
 
 	wishes    atomic.Int64           // to connect, while a goroutine is at it
 	fruitless atomic.Int32           // sessions in a row of which no epoch was acknowledged
@@ -66,7 +69,7 @@ type primary struct {
 
 // newPrimary returns the runner of dom, which runs here as process pid. It
 // does nothing yet: start does.
-func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbiter) (*primary, error) {
+func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker.Marker, arb arbiter.Arbiter) (*primary, error) {
 	id, err := replica.ParseUUID(m.Protection)
 	if err != nil {
 		return nil, fmt.Errorf("protection id: %w", err)
@@ -75,17 +78,18 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker, arb arbiter.Arbi
 	if err != nil {
 		return nil, fmt.Errorf("domain: %w", err)
 	}
-	p := &primary{dom: dom, pid: pid, peerAddr: m.Peer, id: id, domain: uuid}
+	p := &primary{dom: dom, pid: pid, peerAddr: m.Peer, id: id, domain: uuid, endedInOrder: make(chan struct{})}
 	p.init(d.ctx, d, m, arb)
-	if m.Pacing == (control.Pacing{}) {
-		m.Pacing = pacingOf(d.cfg) // the marker is of an earlier version
+	if m.Pacing == (marker.Pacing{}) {
+		m.Pacing = marker.Pacing(pacingOf(d.cfg)) // the marker is of an earlier version
 	}
-	p.pacing.Store(&m.Pacing)
-	p.pacer = newPacer(d.cfg.Epoch, m.Pacing)
+	pacing := control.Pacing(m.Pacing)
+	p.pacing.Store(&pacing)
+	p.pacer = newPacer(d.cfg.Epoch, pacing)
 	p.born = time.Now()
 	p.out = newOutputs(p)
 	p.clock = &guestClock{log: p.log, pid: pid, bound: d.cfg.Epoch.PauseMax + time.Second}
-	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), m.Phase, d.limits())
+	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), string(m.Phase), d.limits())
 	p.snapshot()
 	return p, nil
 }
@@ -100,9 +104,10 @@ func (p *primary) snapshot() {
 }
 
 func (p *primary) start() {
+	p.d.noteHere(p.uuid, p.name)
 	p.async(p.watchGuest)
 	p.async(func() { p.out.run(p.ctx) })
-	if p.mark.armed() {
+	if p.mark.Armed() {
 		// An earlier daemon left a gate that is shut: what the guest sends is
 		// better held than dropped. OpenGate does without if this fails.
 		p.async(func() {
@@ -120,12 +125,13 @@ func (p *primary) start() {
 func (p *primary) do(a ftengine.Action) {
 	switch a := a.(type) {
 	case ftengine.Persist:
-		p.persist(a.Generation, a.Phase, p.m.Reason())
-		switch a.Phase {
-		case "alone":
-			p.answerOperator(nil)
-		case "fenced":
-			p.answerOperator(errors.New(p.m.Reason()))
+		phase := marker.Phase(a.Phase)
+		p.persist(a.Generation, phase, p.m.Reason())
+		switch phase {
+		case marker.PhaseAlone:
+			p.answerActivate(nil)
+		case marker.PhaseFenced:
+			p.answerActivate(errors.New(p.m.Reason()))
 		}
 	case ftengine.Connect:
 		p.async(p.connect)
@@ -133,12 +139,17 @@ func (p *primary) do(a ftengine.Action) {
 		p.withLink(func(l *link) { p.async(func() { p.sendSetup(l) }) })
 	case ftengine.Capture:
 		l := p.currentLink()
-		p.async(func() { p.capture(l, a) })
+		if a.Final {
+			p.async(func() { p.lastWords(l, a) })
+		} else {
+			p.async(func() { p.capture(l, a) })
+		}
 	case ftengine.ReopenCapture:
 		p.async(p.closeCapture)
 	case ftengine.Release:
 		p.out.grant(p.currentLink(), a.Epoch)
 	case ftengine.OpenGate:
+		p.handed = false // what the backup was told came to nothing
 		p.out.openGate()
 	case ftengine.Claim:
 		p.claim(a)
@@ -153,6 +164,10 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.SendStandDown:
 		p.withLink(func(l *link) { l.send(0, &replica.StandDown{Reason: a.Reason}) })
 	case ftengine.PauseGuest:
+		if p.m.State() == ftengine.PrimarySwitching {
+			p.capMu.Lock() // a guest that a checkpoint has stopped would be asked again later
+			defer p.capMu.Unlock()
+		}
 		p.onGuest("pause", p.dom.Suspend, isStopped)
 	case ftengine.ResumeGuest:
 		p.onGuest("resume", p.resumeGuest, isResumed)
@@ -163,6 +178,8 @@ func (p *primary) do(a ftengine.Action) {
 		p.async(func() { p.watchWinner(a.Generation) })
 	case ftengine.CloseSession:
 		p.dropLink()
+	case ftengine.Switched:
+		p.answerOperator(nil)
 	case ftengine.Refuse:
 		p.answerOperator(errors.New(a.Reason))
 	case ftengine.Finish:
@@ -243,12 +260,16 @@ func isStopped(status string) bool { return status != "running" && status != "sa
 
 func (p *primary) finish(reason string) {
 	p.dropLink()
-	phase := "ended"
-	if p.handed {
-		phase = "handed-over"
-		p.noteGone()
+	gone := p.m.Left() || p.handed
+	switch {
+	case gone && p.peerRuns.Load():
+		p.noteStale() // before nothing else speaks of it any more
+	case gone:
+		p.noteGone(reason)
 	}
-	p.persist(p.m.Generation(), phase, reason)
+	if !gone || p.peerRuns.Load() {
+		p.persist(p.m.Generation(), marker.PhaseEnded, reason)
+	}
 	p.ended = true
 	p.log.Info("protection ended", "reason", reason)
 }
@@ -257,6 +278,13 @@ func (p *primary) finish(reason string) {
 // protects leaves the gate as it is: nobody knows yet who may run.
 func (p *primary) tidy() {
 	p.closeCapture()
+	if p.ended && !processGone(p.pid) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
+		if err := p.dom.AllowMigration(ctx); err != nil {
+			p.log.Warn("the guest may still refuse to be migrated", "err", err)
+		}
+		cancel()
+	}
 	p.clock.close()
 	p.out.close(!p.ended)
 }
@@ -312,7 +340,7 @@ func (p *primary) watchGuest() {
 				continue
 			}
 			if e.Kind == virt.CopyEnded {
-				p.withLink(func(l *link) { l.disks.Load().lost(e.Detail) })
+				p.withLink(func(l *link) { p.async(func() { l.disks.Load().lost(e.Detail) }) })
 			}
 			if e.Kind == virt.Shutdown {
 				orderly = "the guest was shut down"

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -64,6 +65,15 @@ func (p *primary) sendSetup(l *link) {
 	if err := p.openDisks(l, live); err != nil {
 		p.noCapture(l, err)
 		return
+	}
+	switch err := p.dom.BlockMigration(l.ctx); {
+	case err == nil || l.ctx.Err() != nil:
+	case strings.Contains(err.Error(), "in progress"): // QEMU's words for a migration that is under way
+		p.noCapture(l, fmt.Errorf("the guest is being migrated, saved or dumped: %w", err))
+		return
+	default:
+		p.log.Warn("nothing keeps the guest from being migrated away while it is protected", "err", err)
+		p.warn("it can be migrated away: " + err.Error())
 	}
 	p.described.Store(&xml)
 	p.captureTries = 0

@@ -7,15 +7,16 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/virt"
 )
 
 // noteSources writes down where the guest's images are.
 func (p *primary) noteSources(list []virt.Disk) {
-	err := p.d.disks.change(p.uuid, p.name, func(rec *diskRecord) {
+	err := p.d.disks.Change(p.uuid, p.name, func(rec *marker.DiskRecord) {
 		clear(rec.Disks)
 		for _, disk := range list {
-			rec.Disks[disk.Target] = diskImage{Path: disk.Path, Kind: imageSource, Raw: disk.Format == "raw" && !disk.Backing}
+			rec.Disks[disk.Target] = marker.DiskImage{Path: disk.Path, Kind: marker.ImageSource, Raw: disk.Format == "raw" && !disk.Backing}
 		}
 		rec.Active, rec.Since = "", p.generation()
 	})
@@ -43,20 +44,19 @@ func (p *primary) diskPlaces() map[string]string {
 	return p.mark.Disks
 }
 
-// noteGone finds out whether a guest that was handed over went on at the peer.
-func (p *primary) noteGone() {
-	if p.peerRuns.Load() {
-		p.noteStale()
+// noteGone writes down that a guest that is gone here may go on at the peer, unless
+// that is known; whether it does is found out.
+func (p *primary) noteGone(reason string) {
+	if rec, err := p.d.disks.Get(p.uuid); err == nil && rec.Active != "" {
+		p.persist(p.m.Generation(), marker.PhaseEnded, reason)
 		return
 	}
 	p.mu.Lock()
 	m := p.mark
 	p.mu.Unlock()
-	p.async(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), guestCallTimeout)
-		defer cancel()
-		p.d.noteStaleGone(ctx, m)
-	})
+	if err := p.d.lost(m, reason, false); err != nil {
+		p.log.Error("the marker could not be written: nothing keeps the guest from being started here", "err", err)
+	}
 }
 
 // noteStale writes down that the guest's images here are of the past: it goes on
@@ -80,14 +80,25 @@ func (p *primary) noteStale() {
 	})
 }
 
+// noteHere takes back that a guest went on elsewhere: it runs here, or a standby of
+// it, and what its disks are here is written down by who opens them.
+func (d *Daemon) noteHere(uuid, name string) {
+	rec, err := d.disks.Get(uuid)
+	if err == nil && rec.Active != "" {
+		err = d.disks.Change(uuid, name, func(rec *marker.DiskRecord) { rec.Active = "" })
+	}
+	if err != nil {
+		d.log.Error("the record of the guest's disks could not be written", "domain", name, "err", err)
+	}
+}
+
 // noteStale writes down that a guest went on elsewhere, and reports whether it
 // had disks here.
 func (d *Daemon) noteStale(uuid, name, host string, gen uint64) (had bool, err error) {
-	err = d.disks.change(uuid, name, func(rec *diskRecord) {
-		if had = len(rec.Disks) > 0; had {
-			rec.become(imageStale)
-			rec.Active, rec.Since = host, gen
-		}
+	err = d.disks.Change(uuid, name, func(rec *marker.DiskRecord) {
+		had = len(rec.Disks) > 0
+		rec.Become(marker.ImageStale)
+		rec.Active, rec.Since = host, gen
 	})
 	return had, err
 }

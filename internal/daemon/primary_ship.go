@@ -26,6 +26,7 @@ type shipment struct {
 	whole    <-chan error // tells whether those are all; nil where there is no disk
 	initial  bool
 	last     bool
+	final    bool // last, too: the guest has ended, and there is no device state
 }
 
 // letGo frees what s carries.
@@ -192,8 +193,10 @@ func (s *shipper) send(x shipment) error {
 // end sends what ends an epoch.
 func (s *shipper) end(st replica.Stamp, x *shipment) error {
 	l := s.link
-	if err := l.s.Data.Send(l.ctx, st, &replica.Device{Blob: x.device}); err != nil {
-		return err
+	if !x.final {
+		if err := l.s.Data.Send(l.ctx, st, &replica.Device{Blob: x.device}); err != nil {
+			return err
+		}
 	}
 	sent, err := s.sendOutputs(st, x.frames)
 	if err != nil {
@@ -205,6 +208,9 @@ func (s *shipper) end(st replica.Stamp, x *shipment) error {
 	end := &replica.EpochEnd{Packets: uint64(len(x.frames)), DiskWrites: x.writes, CapturedUnixNs: time.Now().UnixNano(), Clock: l.p.clock.reading(x.pausedAt)}
 	if x.initial {
 		end.Flags |= replica.EpochInitial
+	}
+	if x.final {
+		end.Flags |= replica.EpochFinal
 	}
 	var did laneWork
 	for i, n := range s.lanes {
@@ -241,7 +247,11 @@ func (l *link) allWritten(s *shipment) error {
 			return nil
 		}
 		if l.p.dying(l.ctx) {
-			<-l.ctx.Done() // nothing more is sent; watchGuest tells why
+			select {
+			case <-l.ctx.Done(): // nothing more is sent; watchGuest tells why
+			case <-l.p.endedInOrder:
+				return nil // see sendLastWords
+			}
 		}
 		return fmt.Errorf("epoch %d is not sent: %w", s.epoch, err)
 	case <-l.ctx.Done():

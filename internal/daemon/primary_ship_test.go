@@ -91,6 +91,14 @@ func TestStaging(t *testing.T) {
 	if e, err := g.whole(t.Context(), 2, 0b010); err != nil || e.pages != 5 {
 		t.Errorf("epoch 2: %+v, %v", e, err)
 	}
+	// Pages of the first epoch are in their place at once, and another stream may
+	// be ahead of them.
+	first := newStaging()
+	for k, x := range []stagedBatch{{runs: []replica.Run{{}}, data: make([]byte, 4096)}, {}} {
+		if err := first.add(ftengine.Epoch(2-k), 1, x, uint64(len(x.data))); err != nil {
+			t.Errorf("pages of epoch %d: %v", 2-k, err)
+		}
+	}
 	if err := g.add(3, 1, stagedBatch{data: make([]byte, 2<<20)}, 1<<20); err == nil {
 		t.Error("an epoch beyond its bound was taken")
 	}

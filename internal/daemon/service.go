@@ -11,6 +11,7 @@ import (
 
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/virt"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 )
@@ -48,14 +49,14 @@ func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, progre
 			return nil
 		}
 		if st.State == ftengine.PrimaryConnecting.String() && st.Error != "" && time.Since(began) > connectGrace {
-			d.endPrimary(p, "the backup never answered")
+			_ = d.endPrimary(p, "the backup never answered")
 			return control.Errorf(control.CodeUnavailable, "is virt-ft's daemon running there, and the port open?", "%s", st.Error)
 		}
 		select {
 		case <-p.done:
 			return control.Errorf(control.CodeRefused, "", "%s is not protected: %s", p.name, p.lastReason())
 		case <-ctx.Done():
-			d.endPrimary(p, "protect was interrupted")
+			_ = d.endPrimary(p, "protect was interrupted")
 			return ctx.Err()
 		case <-changed:
 		case <-tick.C:
@@ -101,19 +102,19 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	if untaken {
 		return nil, control.Errorf(control.CodeConflict, "wait, and see the daemon's log", "an earlier protection of %s is still to be taken up", dom.Name())
 	}
-	gen := d.store.lastGeneration(dom.UUID())
+	gen := d.store.LastGeneration(dom.UUID())
 	if r, err := arb.Inspect(ctx, dom.UUID()); err == nil {
 		gen = max(gen, r.Generation)
 	} else {
 		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
 	}
-	m := marker{Domain: dom.Name(), UUID: dom.UUID(), Role: "primary", Phase: "connecting", Protection: strings.ReplaceAll(randomUUID(), "-", ""),
-		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: pacing, Disks: req.Disks}
+	m := marker.Marker{Domain: dom.Name(), UUID: dom.UUID(), Role: marker.RolePrimary, Phase: marker.PhaseConnecting, Protection: strings.ReplaceAll(randomUUID(), "-", ""),
+		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: marker.Pacing(pacing), Disks: req.Disks}
 	return d.register(m, dom, pid)
 }
 
 // register makes the runner of a domain's primary, which must be the only one.
-func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error) {
+func (d *Daemon) register(m marker.Marker, dom *virt.Domain, pid int) (*primary, error) {
 	arb, err := d.arbiterFor(d.ctx, m.Arbiter, m.ArbiterID)
 	if err != nil {
 		return nil, err
@@ -133,6 +134,7 @@ func (d *Daemon) register(m marker, dom *virt.Domain, pid int) (*primary, error)
 		return nil, control.Errorf(control.CodeConflict, "see virt-ft status "+m.Domain, "%s is protected already, to %s", m.Domain, p.peerAddr)
 	}
 	d.dropNamesakes(m)
+	delete(d.lostOnes, m.UUID) // its new life counts
 	p, err := newPrimary(d, dom, pid, m, arb)
 	if err != nil {
 		return nil, err
@@ -186,14 +188,22 @@ func (d *Daemon) lookup(ctx context.Context, name string) (*virt.Domain, error) 
 	return dom, err
 }
 
-// endPrimary ends a protection in order and waits for it, within bounds.
-func (d *Daemon) endPrimary(p *primary, reason string) {
+// endPrimary ends a protection in order and waits for it, within bounds. One of
+// which it is not known whose the guest is goes on, and ends when that is.
+func (d *Daemon) endPrimary(p *primary, reason string) error {
 	go p.post(ftengine.Unprotect{Reason: reason})
 	select {
 	case <-p.done:
+		return nil
 	case <-time.After(endGrace):
+	}
+	switch state := p.stateNow(); state {
+	case ftengine.PrimaryUndecided.String(), ftengine.PrimaryFenced.String(), ftengine.PrimarySwitching.String():
+		return control.Errorf(control.CodeUnavailable, "bring the arbiter and the backup back", "%s is %s, and its protection ends when it is known which host the guest belongs to", p.name, state)
+	default:
 		p.log.Error("the protection does not end in time; it is cut off", "after", endGrace)
 		p.stop()
+		return nil
 	}
 }
 
@@ -202,13 +212,13 @@ func (d *Daemon) Unprotect(ctx context.Context, domain string) error {
 	p, b := d.find(domain)
 	switch {
 	case p != nil:
-		d.endPrimary(p, "unprotected by the operator")
-		return nil
+		return d.endPrimary(p, "unprotected by the operator")
 	case b != nil && b.connected():
 		return control.Errorf(control.CodeConflict, "run virt-ft unprotect on host "+b.peerName(), "this host stands by for %s, whose primary is connected", b.name)
 	case b != nil && b.active():
 		b.stop()
-		return nil
+		// Else the next daemon would protect it again.
+		return b.keep(func(m *marker.Marker) { m.Phase, m.Reason = marker.PhaseEnded, "unprotected by the operator" })
 	case b != nil:
 		go b.post(ftengine.StandDown{Reason: "the operator gave the standby up"})
 		select {
@@ -226,18 +236,18 @@ func (d *Daemon) Activate(ctx context.Context, domain string, force bool) error 
 	p, b := d.find(domain)
 	switch {
 	case b != nil:
-		if err := b.activate(ctx, force); err != nil {
+		if err := b.wish(ctx, ftengine.OperatorActivate{Force: force}); err != nil {
 			return control.Errorf(control.CodeConflict, "", "%s was not activated: %w", domain, err)
 		}
 		return nil
 	case p != nil:
 		// A person decides that the guest goes on here, whatever the backup holds.
-		if err := p.activate(ctx, force); err != nil {
+		if err := p.wish(ctx, ftengine.OperatorActivate{Force: force}); err != nil {
 			return control.Errorf(control.CodeConflict, "", "%s does not go on alone here: %w", domain, err)
 		}
 		return nil
 	}
-	return d.notProtected(ctx, domain)
+	return d.release(ctx, domain, force)
 }
 
 // find returns the runner of a domain, by name or UUID. A name may be that of
@@ -264,8 +274,8 @@ func (d *Daemon) find(domain string) (*primary, *backup) {
 
 // notProtected says so, with the last word on the domain if there is one.
 func (d *Daemon) notProtected(ctx context.Context, domain string) error {
-	ms, _ := d.store.all()
-	slices.SortFunc(ms, func(a, b marker) int { return b.At.Compare(a.At) }) // of guests of one name, the last
+	ms, _ := d.store.All()
+	slices.SortFunc(ms, func(a, b marker.Marker) int { return b.At.Compare(a.At) }) // of guests of one name, the last
 	for _, m := range ms {
 		if m.UUID != domain && m.Domain != domain {
 			continue
@@ -279,7 +289,7 @@ func (d *Daemon) notProtected(ctx context.Context, domain string) error {
 		}
 		if m.Reason != "" {
 			remedy := ""
-			if rec, err := d.disks.get(m.UUID); err == nil && rec.Active != "" {
+			if rec, err := d.disks.Get(m.UUID); err == nil && rec.Active != "" {
 				remedy = fmt.Sprintf("do not start it here: its disks on this host are of the past, the guest went on at %s", rec.Active)
 			}
 			return control.Errorf(control.CodeNotProtected, remedy, "%s is not protected any more: %s", m.Domain, m.Reason)

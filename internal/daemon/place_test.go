@@ -7,14 +7,15 @@ import (
 	"testing"
 
 	"github.com/virt-ft/virt-ft/internal/config"
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/replica"
 )
 
-// TestDiskRecords: what is known of images survives a restart, and a damaged
-// record is an error, not an empty one.
-func TestDiskRecords(t *testing.T) {
+// TestNoteStale: what the guest was moved away from is known as its past, also
+// by the next daemon; a guest without disks has none, and is elsewhere as well.
+func TestNoteStale(t *testing.T) {
 	dir := t.TempDir()
-	r, err := openDiskRecords(dir)
+	r, err := marker.OpenDisks(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,34 +23,19 @@ func TestDiskRecords(t *testing.T) {
 	if had, err := d.noteStale("u", "web1", "host-b", 2); had || err != nil {
 		t.Errorf("a guest without disks became stale: %v, %v", had, err)
 	}
-	if _, err := os.Stat(r.path("u")); !os.IsNotExist(err) {
-		t.Errorf("nothing is known, and written down: %v", err)
+	if rec, err := r.Get("u"); err != nil || rec.Active != "host-b" || rec.Since != 2 {
+		t.Errorf("nothing says where a guest without disks is: %+v, %v", rec, err)
 	}
-	img := diskImage{Path: "/img/vda.raw", Kind: imageSource, Raw: true}
-	if err := r.change("u", "web1", func(rec *diskRecord) { rec.Disks["vda"] = img }); err != nil {
+	img := marker.DiskImage{Path: "/img/vda.raw", Kind: marker.ImageSource, Raw: true}
+	if err := r.Change("u", "web1", func(rec *marker.DiskRecord) { rec.Disks["vda"] = img }); err != nil {
 		t.Fatal(err)
 	}
 	if had, err := d.noteStale("u", "web1", "host-b", 2); !had || err != nil {
 		t.Fatal(had, err)
 	}
-	again, err := openDiskRecords(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rec, err := again.get("u")
-	if img.Kind = imageStale; err != nil || rec.Disks["vda"] != img || rec.Active != "host-b" || rec.Since != 2 || rec.Domain != "web1" {
+	rec, err := marker.DisksAt(dir).Get("u")
+	if img.Kind = marker.ImageStale; err != nil || rec.Disks["vda"] != img || rec.Active != "host-b" || rec.Since != 2 || rec.Domain != "web1" {
 		t.Errorf("%+v, %v", rec, err)
-	}
-	for _, damage := range []string{"{", `{"version":7}`} {
-		if err := os.WriteFile(r.path("u"), []byte(damage), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := r.get("u"); err == nil {
-			t.Errorf("%q is a record", damage)
-		}
-		if err := r.change("u", "web1", func(*diskRecord) { t.Error("a damaged record is changed") }); err == nil {
-			t.Errorf("%q was replaced", damage)
-		}
 	}
 }
 
@@ -65,10 +51,13 @@ func TestPlaceDisk(t *testing.T) {
 	}
 	cfg := config.Default()
 	cfg.Host, cfg.Disks.Place = "host-b", filepath.Join(dir, "{domain}-{disk}.raw")
+	there := func(kind marker.ImageKind, raw bool, size uint64) marker.DiskImage {
+		return marker.DiskImage{Path: path("there.raw"), Kind: kind, Raw: raw, SizeBytes: size}
+	}
 	b := &backup{base: base{d: &Daemon{cfg: cfg}, name: "web1", uuid: "u"}}
 	for _, x := range []struct {
 		name   string
-		known  diskImage
+		known  marker.DiskImage
 		disk   replica.Disk
 		want   string
 		refuse string
@@ -80,16 +69,16 @@ func TestPlaceDisk(t *testing.T) {
 		{name: "a foreign file, named", disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "not known to be a copy"},
 		{name: "relative", disk: replica.Disk{Name: "vda", Path: "x.raw"}, refuse: "absolute"},
 		{name: "not clean", disk: replica.Disk{Name: "vda", Path: dir + "/../x.raw"}, refuse: "clean"},
-		{name: "a copy", known: diskImage{path("there.raw"), imageCopy, true, 8, 0}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
-		{name: "a part of one", known: diskImage{path("there.raw"), imagePart, true, 8, 0}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, want: path("there.raw")},
-		{name: "its past", known: diskImage{path("there.raw"), imageStale, true, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
-		{name: "its past in a format", known: diskImage{path("there.raw"), imageStale, false, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
-		{name: "its present", known: diskImage{path("there.raw"), imageSource, true, 0, 0}, disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
-		{name: "its present, named", known: diskImage{path("there.raw"), imageSource, true, 0, 0}, disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "what the guest ran on"},
-		{name: "elsewhere than known", known: diskImage{path("there.raw"), imageCopy, true, 8, 0}, disk: replica.Disk{Name: "vda", Path: path("y.raw")}, want: path("y.raw")},
+		{name: "a copy", known: there(marker.ImageCopy, true, 8), disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
+		{name: "a part of one", known: there(marker.ImagePart, true, 8), disk: replica.Disk{Name: "vda", Path: path("there.raw")}, want: path("there.raw")},
+		{name: "its past", known: there(marker.ImageStale, true, 0), disk: replica.Disk{Name: "vda"}, want: path("there.raw")},
+		{name: "its past in a format", known: there(marker.ImageStale, false, 0), disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
+		{name: "its present", known: there(marker.ImageSource, true, 0), disk: replica.Disk{Name: "vda"}, want: path("web1-vda.raw")},
+		{name: "its present, named", known: there(marker.ImageSource, true, 0), disk: replica.Disk{Name: "vda", Path: path("there.raw")}, refuse: "what the guest ran on"},
+		{name: "elsewhere than known", known: there(marker.ImageCopy, true, 8), disk: replica.Disk{Name: "vda", Path: path("y.raw")}, want: path("y.raw")},
 	} {
-		rec := diskRecord{Disks: map[string]diskImage{}}
-		if x.known != (diskImage{}) {
+		rec := marker.DiskRecord{Disks: map[string]marker.DiskImage{}}
+		if x.known != (marker.DiskImage{}) {
 			rec.Disks[x.disk.Name] = x.known
 		}
 		got, err := b.placeDisk(rec, x.disk)
