@@ -18,11 +18,33 @@ const (
 	ctlName = "virt-ft"
 )
 
-// InstallDaemons gives both hosts the virt-ft program binary, each with a
-// configuration that names the other as a peer: plain transport, the file
-// arbiter on the shared directory, and what extra (TOML, may be empty) adds at
-// the top level: keys of transport with their table's name before them. Start them with h.Daemon.Start.
+// DaemonOptions are what the daemons' configurations say beside the hosts' names.
+type DaemonOptions struct {
+	// Extra is TOML at the top level: keys of transport with their table's name
+	// before them. Tables of its own, but arbiter and peers, may follow.
+	Extra string
+	// Arbiter returns, for one host, TOML inside the table arbiter; tables in it as
+	// "etcd.endpoints = ..." [the file arbiter on the shared directory].
+	Arbiter func(h *Host) string
+}
+
+// FileArbiter is the file arbiter on the shared directory.
+func FileArbiter(*Host) string { return fmt.Sprintf("kind = \"file\"\ndir = %q\n", SharedDir) }
+
+// EtcdArbiter is the etcd of StartEtcd.
+func EtcdArbiter(*Host) string {
+	return fmt.Sprintf("kind = \"etcd\"\netcd.endpoints = [%q]\n", EtcdURL)
+}
+
+// InstallDaemons is InstallDaemonsWith the file arbiter.
 func (l *Lab) InstallDaemons(binary, extra string) error {
+	return l.InstallDaemonsWith(binary, DaemonOptions{Extra: extra})
+}
+
+// InstallDaemonsWith gives both hosts the virt-ft program binary, each with a
+// configuration that names the other as a peer: plain transport, and what the
+// options say. Start them with h.Daemon.Start.
+func (l *Lab) InstallDaemonsWith(binary string, o DaemonOptions) error {
 	program, err := os.ReadFile(binary)
 	if err != nil {
 		return &MissingError{What: binary, Remedy: "run make build"}
@@ -33,7 +55,7 @@ func (l *Lab) InstallDaemons(binary, extra string) error {
 	}
 	for _, h := range l.Hosts() {
 		h.ctl = path
-		if err := h.Configure(extra); err != nil {
+		if err := h.ConfigureWith(o); err != nil {
 			return err
 		}
 		h.SetDaemon([]string{path, "daemon"}, nil, func(ctx context.Context) error {
@@ -48,19 +70,27 @@ func (l *Lab) InstallDaemons(binary, extra string) error {
 	return nil
 }
 
-// Configure writes the daemon's configuration on the host; it counts from the
+// Configure is ConfigureWith the file arbiter.
+func (h *Host) Configure(extra string) error { return h.ConfigureWith(DaemonOptions{Extra: extra}) }
+
+// ConfigureWith writes the daemon's configuration on the host; it counts from the
 // daemon's next start.
-func (h *Host) Configure(extra string) error {
+func (h *Host) ConfigureWith(o DaemonOptions) error {
+	if o.Arbiter == nil {
+		o.Arbiter = FileArbiter
+	}
+	if !strings.Contains(o.Extra, "reprotect") {
+		o.Extra = "reprotect = false\n" + o.Extra // tests say themselves when
+	}
 	peer := h.lab.Peer(h)
 	text := fmt.Sprintf(`host = %q
 transport.mode = "plain"
 %s
 [arbiter]
-kind = "file"
-dir = %q
+%s
 [peers]
 %s = %q
-`, h.Name, extra, SharedDir, peer.Name, peer.Repl)
+`, h.Name, o.Extra, o.Arbiter(h), peer.Name, peer.Repl)
 	path, err := h.Root(daemonConfigPath)
 	if err != nil {
 		return err

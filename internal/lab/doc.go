@@ -12,8 +12,11 @@
 //	                         └──┤ replnet  ├──┘
 //	br0 10.78.0.2/24 ─ uplink ┐ ├──────────┤ ┌ uplink ─ br0 10.78.0.3/24
 //	 └ taps of guests         └─┤ clients  ├─┘            taps of guests ┘
+//	                            ├──────────┤
+//	arb 10.79.0.2/24 ───────────┤  arbnet  ├────────── arb 10.79.0.3/24
 //	                            └──────────┘
 //	                             10.78.0.1 (clients and the observer)
+//	                             10.79.0.1 (an arbiter that is asked by network)
 //
 // The switch is a network namespace of its own. Cutting a link takes a port
 // off its bridge: the carrier stays, frames vanish, as behind a dead switch.
@@ -33,6 +36,7 @@ const (
 	ReplicationB = "10.77.0.2"
 	ClientAddr   = "10.78.0.1"
 	GuestAddr    = "10.78.0.10"
+	ArbiterAddr  = "10.79.0.1"
 	ObserverPort = 9999
 	// SharedDir is one directory that both hosts see, for the file arbiter.
 	SharedDir = "/run/virt-ft-shared"

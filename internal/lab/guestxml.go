@@ -23,6 +23,9 @@ type GuestOptions struct {
 	Rich bool
 	// NIC gives the guest a virtio network card on br0.
 	NIC bool
+	// Number tells guests apart that live at once: each has an address of its own,
+	// see IP and MAC. 0 is the one at GuestAddr, where Command asks.
+	Number int
 	// Disks are made by StartGuest, on its host, where they do not exist yet. A
 	// guest with disks waits at boot until it has them all.
 	Disks []GuestDisk
@@ -48,6 +51,7 @@ const (
 	guestMemMaxMiB = 1 << 20
 	guestVCPUMax   = 64
 	guestCellsMax  = 16
+	guestNumberMax = 200
 )
 
 const qemuPath = "/usr/bin/qemu-system-x86_64"
@@ -60,9 +64,9 @@ func ConsolePath(guest string) string { return "/var/log/libvirt/" + guest + ".c
 
 // guestCmdline is what every lab guest boots with. Nobody has its IPv6 address but
 // the guest, which would look for such a one for a second or two otherwise.
-func guestCmdline() string {
+func (o GuestOptions) guestCmdline() string {
 	return fmt.Sprintf("console=ttyS0 loglevel=4 mitigations=off sysctl.net.ipv6.conf.default.dad_transmits=0 ft.ip=%s/24 ft.observer=%s:%d ft.mem_mb=64 ft.dirty_pages_s=2000 ft.tick_ms=2",
-		GuestAddr, ClientAddr, ObserverPort)
+		o.IP(), ClientAddr, ObserverPort)
 }
 
 func (o GuestOptions) withDefaults() GuestOptions {
@@ -93,7 +97,7 @@ func (o GuestOptions) withDefaults() GuestOptions {
 	if o.AcceptDisk != "" {
 		workloads += " ft.disk=" + o.AcceptDisk
 	}
-	o.Cmdline = strings.TrimSpace(guestCmdline() + workloads + " " + o.Cmdline)
+	o.Cmdline = strings.TrimSpace(o.guestCmdline() + workloads + " " + o.Cmdline)
 	return o
 }
 
@@ -107,6 +111,8 @@ func (o GuestOptions) check() error {
 		return fmt.Errorf("lab: %d MiB of memory", o.MemMiB)
 	case o.VCPUs < 1 || o.VCPUs > guestVCPUMax:
 		return fmt.Errorf("lab: %d vCPUs", o.VCPUs)
+	case o.Number < 0 || o.Number > guestNumberMax:
+		return fmt.Errorf("lab: guest number %d, at most %d", o.Number, guestNumberMax)
 	case o.NUMACells < 0 || o.NUMACells > guestCellsMax || o.NUMACells > o.VCPUs || o.NUMACells > o.MemMiB:
 		return fmt.Errorf("lab: %d NUMA cells for %d vCPUs", o.NUMACells, o.VCPUs)
 	}
@@ -134,8 +140,23 @@ func (o GuestOptions) Cells() []numaCell {
 	return cells
 }
 
-// MAC and Console serve the template.
-func (o GuestOptions) MAC() string     { return guestMAC }
+// IP is the guest's address on the client network.
+func (o GuestOptions) IP() string {
+	if o.Number == 0 {
+		return GuestAddr
+	}
+	return fmt.Sprintf("10.78.0.%d", 20+o.Number)
+}
+
+// MAC is that of its first network card.
+func (o GuestOptions) MAC() string {
+	if o.Number == 0 {
+		return guestMAC
+	}
+	return fmt.Sprintf("52:54:00:f7:01:%02x", o.Number)
+}
+
+// Console serves the template.
 func (o GuestOptions) Console() string { return ConsolePath(o.Name) }
 
 // GuestXML returns the domain XML of a lab guest: an ordinary domain that

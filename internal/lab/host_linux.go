@@ -39,6 +39,8 @@ type Host struct {
 	conn  *os.File // our end of init's socket; closing it ends the host
 	// limited are the directories that LimitDisk covered since PowerOn.
 	limited map[string]bool
+	// cover is what lies over the shared directory, see CutArbiter.
+	cover *cover
 }
 
 // hostSetupMax bounds the namespaces' setup, libvirtdStartMax libvirtd's start,
@@ -125,7 +127,10 @@ func (h *Host) PowerOff() {
 	h.mu.Lock()
 	init, pidfd, conn := h.init, h.pidfd, h.conn
 	h.init, h.pidfd, h.conn, h.limited = nil, nil, nil, nil
+	covered := h.cover
+	h.cover = nil // it went with the host's mounts
 	h.mu.Unlock()
+	defer covered.close()
 	if init == nil {
 		return
 	}

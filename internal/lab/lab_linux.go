@@ -40,12 +40,13 @@ type Lab struct {
 	net     *network
 	spawn   *spawner
 	ownDir  bool
+	etcd    etcd
 	lock    *os.File // flock on the directory says that its lab lives
 	closing sync.Once
 }
 
 // side is what differs between the hosts.
-type side struct{ name, repl, client, uuid string }
+type side struct{ name, repl, client, arb, uuid string }
 
 const (
 	dirPattern = "virt-ft-lab-"
@@ -76,8 +77,8 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func (l *Lab) build(ctx context.Context) (err error) {
-	l.A = l.newHost(side{"host-a", ReplicationA, "10.78.0.2", "f7f7f7f7-0000-4000-8000-00000000000a"})
-	l.B = l.newHost(side{"host-b", ReplicationB, "10.78.0.3", "f7f7f7f7-0000-4000-8000-00000000000b"})
+	l.A = l.newHost(side{"host-a", ReplicationA, "10.78.0.2", "10.79.0.2", "f7f7f7f7-0000-4000-8000-00000000000a"})
+	l.B = l.newHost(side{"host-b", ReplicationB, "10.78.0.3", "10.79.0.3", "f7f7f7f7-0000-4000-8000-00000000000b"})
 	if l.net, err = newNetwork(); err != nil {
 		return err
 	}
@@ -192,6 +193,7 @@ func (l *Lab) Close() {
 				h.keepCapabilities()
 			}
 		}
+		l.endEtcd()
 		if l.net != nil {
 			l.net.close()
 		}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// network is the switch between the hosts: a namespace with two bridges.
+// network is the switch between the hosts: a namespace with three bridges.
 type network struct {
 	ns *os.File
 	nl *netlink.Handle // works in ns
@@ -21,11 +21,19 @@ type network struct {
 	cut   map[string]bool
 }
 
-// Bridges of the switch. The ports are called r-HOST and c-HOST.
+// Bridges of the switch. The ports are called r-HOST, c-HOST and a-HOST.
 const (
-	replBridge   = "replnet"
-	clientBridge = "clients"
+	replBridge    = "replnet"
+	clientBridge  = "clients"
+	arbiterBridge = "arbnet"
 )
+
+// ports of the switch that a host is plugged into.
+func ports(host string) [3]struct{ port, bridge, card string } {
+	return [3]struct{ port, bridge, card string }{
+		{"r-" + host, replBridge, "repl"}, {"c-" + host, clientBridge, "uplink"}, {"a-" + host, arbiterBridge, "arb"},
+	}
+}
 
 func newNetwork() (*network, error) {
 	ns, err := newNetNS()
@@ -48,7 +56,8 @@ func newNetwork() (*network, error) {
 }
 
 func (n *network) build() error {
-	for i, name := range []string{replBridge, clientBridge} {
+	bridges := []string{replBridge, clientBridge, arbiterBridge}
+	for i, name := range bridges {
 		// An address of its own: that of a bridge is its ports' lowest
 		// otherwise, and a host that loses power would change it. Guests
 		// would send to the old one for as long as their kernels believe in it.
@@ -57,10 +66,13 @@ func (n *network) build() error {
 			return fmt.Errorf("bridge %s: %w", name, err)
 		}
 	}
-	for _, name := range []string{"lo", replBridge, clientBridge} {
+	for _, name := range append(bridges, "lo") {
 		if err := up(n.nl, name); err != nil {
 			return err
 		}
+	}
+	if err := address(n.nl, arbiterBridge, ArbiterAddr); err != nil {
+		return err
 	}
 	return address(n.nl, clientBridge, ClientAddr)
 }
@@ -100,24 +112,24 @@ func address(nl *netlink.Handle, name, ip string) error {
 // its neighbour table holds what was reachable just now.
 func (s side) mac(card string) net.HardwareAddr {
 	address := net.HardwareAddr{0x52, 0x54, 0, 0xf8, 0, s.name[len(s.name)-1]}
-	if card == "repl" {
+	switch card {
+	case "repl":
 		address[4] = 1
+	case "arb":
+		address[4] = 2
 	}
 	return address
 }
 
-// attach plugs a booted host into both bridges and sets up its side.
+// attach plugs a booted host into the bridges and sets up its side.
 func (n *network) attach(h *Host) error {
 	pid := h.init.Pid()
-	repl, client := "r-"+h.Name, "c-"+h.Name
-	for _, p := range [...]struct{ port, bridge, peer string }{
-		{repl, replBridge, "repl"}, {client, clientBridge, "uplink"},
-	} {
-		if err := n.plug(p.port, p.bridge, p.peer, h.side.mac(p.peer), pid); err != nil {
+	for _, p := range ports(h.Name) {
+		if err := n.plug(p.port, p.bridge, p.card, h.side.mac(p.card), pid); err != nil {
 			return fmt.Errorf("lab: %s: %w", h.Name, err)
 		}
 	}
-	link, err := n.nl.LinkByName(client)
+	link, err := n.nl.LinkByName("c-" + h.Name)
 	if err != nil {
 		return fmt.Errorf("lab: %s: %w", h.Name, err)
 	}
@@ -228,8 +240,8 @@ func (n *network) setShape(port string, to *shape) error {
 
 // silence takes a host's cables off the switch without remembering it as cut.
 func (n *network) silence(h *Host) {
-	for _, port := range []string{"r-" + h.Name, "c-" + h.Name} {
-		if link, err := n.nl.LinkByName(port); err == nil {
+	for _, p := range ports(h.Name) {
+		if link, err := n.nl.LinkByName(p.port); err == nil {
 			_ = n.nl.LinkSetNoMaster(link) // a port that was never plugged in is silent too
 		}
 	}
@@ -238,8 +250,8 @@ func (n *network) silence(h *Host) {
 // detach forgets a host that is gone. The kernel removes its cables, but later:
 // doing it here lets a PowerOn that follows use the same names.
 func (n *network) detach(h *Host) {
-	for _, port := range []string{"r-" + h.Name, "c-" + h.Name} {
-		if link, err := n.nl.LinkByName(port); err == nil {
+	for _, p := range ports(h.Name) {
+		if link, err := n.nl.LinkByName(p.port); err == nil {
 			_ = n.nl.LinkDel(link) // the kernel may have been faster
 		}
 	}
@@ -278,12 +290,15 @@ func (h *Host) hostNetwork() error {
 	if err != nil {
 		return fmt.Errorf("lab: %s: uplink: %w", h.Name, err)
 	}
-	for _, name := range []string{"lo", "br0", "uplink", "repl"} {
+	for _, name := range []string{"lo", "br0", "uplink", "repl", "arb"} {
 		if err := up(nl, name); err != nil {
 			return fmt.Errorf("lab: %s: %w", h.Name, err)
 		}
 	}
 	if err := address(nl, "repl", h.Repl); err != nil {
+		return fmt.Errorf("lab: %s: %w", h.Name, err)
+	}
+	if err := address(nl, "arb", h.side.arb); err != nil {
 		return fmt.Errorf("lab: %s: %w", h.Name, err)
 	}
 	if err := address(nl, "br0", h.side.client); err != nil {

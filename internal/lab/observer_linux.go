@@ -39,7 +39,8 @@ func (g Gap) Lost() uint64 {
 
 // Observer listens on the client side of the switch and remembers what guests
 // tell. It sees which host every tick comes from, so it also sees when two run
-// at once. Its methods may be called concurrently.
+// at once. It hears what comes out of a host's cable, also of one that is cut
+// from the bridge. Its methods may be called concurrently.
 type Observer struct {
 	lab    *Lab
 	fd     int
@@ -55,6 +56,7 @@ type Observer struct {
 	gaps   []Gap
 	spoken speeches
 	told   told
+	voices voices
 	wake   chan struct{} // closed and replaced at each tick
 	err    error
 }
@@ -140,12 +142,13 @@ func (o *Observer) run() {
 		if !ok {
 			continue // the bridge shows every frame a second time
 		}
+		t, err := guestapi.ParseTick(udpPayload(buf[:n], ObserverPort))
 		if guest, answer := fromGuest(buf[:n]); guest {
 			o.mu.Lock()
-			o.spoken.add(host, at, answer)
+			o.spoken.add(host, at, answer, err == nil)
 			o.mu.Unlock()
 		}
-		if t, err := guestapi.ParseTick(udpPayload(buf[:n], ObserverPort)); err == nil {
+		if err == nil {
 			o.see(Observation{Tick: t, Host: host, At: at})
 		}
 	}
@@ -183,6 +186,7 @@ func (o *Observer) see(now Observation) {
 		}
 	}
 	o.told.add(now.Tick)
+	o.voices.add(now)
 	o.count++
 	o.last = now
 	o.byHost[now.Host] = now
@@ -252,6 +256,14 @@ func (o *Observer) Speeches(t time.Time) ([]Speech, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.spoken.since(t)
+}
+
+// Split counts what came out of host's cable, since t, after the guest was heard
+// from the other host: frames of a copy that should have been silent by then. It
+// assumes that the guest moved away from host, once, or not at all.
+func (o *Observer) Split(t time.Time, host string) (Split, error) {
+	all, err := o.Speeches(t)
+	return splitOf(all, host), err
 }
 
 // WaitTick waits for a tick that arrives from now on and satisfies ok. ok must

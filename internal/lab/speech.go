@@ -16,6 +16,27 @@ type Speech struct {
 	Frames      uint64
 	Answers     uint64    // of the acceptance service, among Frames
 	FirstAnswer time.Time // zero if there was none
+	Ticks       uint64    // among Frames
+}
+
+// Split is what was heard of two copies of the guest that ran at once. All of it
+// must be zero.
+type Split struct {
+	Frames uint64 // with the guest's address, of any protocol
+	Ticks  uint64 // of the guest's program, among Frames
+}
+
+// splitOf counts what came out of a host's cable after the other's was heard,
+// in speeches among which the guest moves once, at most, and away from that host.
+func splitOf(all []Speech, old string) (n Split) {
+	moved := false
+	for _, s := range all {
+		if moved = moved || s.Host != old; moved && s.Host == old {
+			n.Frames += s.Frames
+			n.Ticks += s.Ticks
+		}
+	}
+	return n
 }
 
 // speechesMax bounds how many speeches are kept: a guest moves once a round, and
@@ -28,7 +49,7 @@ type speeches struct {
 	lost bool // there were more than speechesMax
 }
 
-func (s *speeches) add(host string, at time.Time, answer bool) {
+func (s *speeches) add(host string, at time.Time, answer, tick bool) {
 	n := len(s.all)
 	if n == 0 || s.all[n-1].Host != host {
 		if n == speechesMax {
@@ -46,6 +67,9 @@ func (s *speeches) add(host string, at time.Time, answer bool) {
 			last.FirstAnswer = at
 		}
 		last.Answers++
+	}
+	if tick {
+		last.Ticks++
 	}
 }
 

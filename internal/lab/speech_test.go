@@ -11,20 +11,29 @@ import (
 func TestSpeechesFollowTheCable(t *testing.T) {
 	var s speeches
 	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
-	s.add("a", at(1), true)
-	s.add("a", at(2), true)
-	s.add("b", at(5), false)
-	s.add("b", at(6), true)
-	s.add("a", at(7), false)
+	s.add("a", at(1), true, false)
+	s.add("a", at(2), true, true)
+	s.add("b", at(5), false, false)
+	s.add("b", at(6), true, false)
+	s.add("a", at(7), false, true)
 	got, err := s.since(at(2))
 	if err != nil || len(got) != 3 || got[0].Answers != 2 || got[0].FirstAnswer != at(1) || got[1].FirstAnswer != at(6) || got[1].Frames != 2 || got[2].Host != "a" {
 		t.Errorf("got %+v, %v", got, err)
+	}
+	if n := splitOf(got, "a"); n != (Split{1, 1}) {
+		t.Errorf("heard of a after b: %+v", n)
+	}
+	if n := splitOf(got[:2], "a"); n != (Split{}) {
+		t.Errorf("one that moved is two: %+v", n)
+	}
+	if n := splitOf(got[1:], "b"); n != (Split{}) {
+		t.Errorf("one that moved is two: %+v", n)
 	}
 	if got, _ := s.since(at(7)); len(got) != 1 {
 		t.Errorf("since the last: %+v", got)
 	}
 	for i := range 2 * speechesMax {
-		s.add([]string{"a", "b"}[i%2], at(10+i), false)
+		s.add([]string{"a", "b"}[i%2], at(10+i), false, false)
 	}
 	if _, err := s.since(at(0)); err == nil || len(s.all) != speechesMax {
 		t.Errorf("%d speeches, %v", len(s.all), err)
