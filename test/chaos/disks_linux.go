@@ -12,8 +12,8 @@ import (
 
 // The guest's disks: small, so that a round is short.
 const (
-	recordsDisk, recordsMiB = "vda", 16
-	filesDisk, filesMiB     = "vdb", 32
+	recordsDisk, recordsMiB = "vda", 8
+	filesDisk, filesMiB     = "vdb", 16
 	// What the guest does with them, beside what clients make it do.
 	recordsPerS, recordsBytes = 100, 8192
 	filesPerS                 = 20

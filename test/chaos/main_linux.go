@@ -1,9 +1,12 @@
 // Command chaos asks one question again and again: does anybody lose anything?
-// Clients work with a guest that virt-ft protects; at a random moment its QEMU,
-// a daemon, the primary's host, the link between the hosts or the mirror of a
-// disk dies; the guest must go on, on one host, with all that it ever answered
+// Clients work with a guest that virt-ft protects; at a random moment something
+// dies, stands still or is cut off, or an operator does something: see the list
+// of faults. The guest must go on, on one host, with all that it ever answered
 // and on the same connections. Then it is protected again, to the other host,
-// and the next round begins. The clients' own log is the judge.
+// and the next round begins. The clients' own log is the judge, and an observer
+// behind the switch, which hears everything that has the guest's address: from
+// the moment when the guest is heard from one host, a frame from the other is
+// that of a second copy.
 //
 // The guest has two disks. On one, every answer's record was durable before the
 // answer was given; on the other it makes, renames and removes files. After each
@@ -24,6 +27,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
@@ -39,6 +44,7 @@ type chaos struct {
 	home   *lab.Host // where the guest runs
 
 	kinds   []kind
+	chosen  bool // by the caller
 	seed    uint64
 	first   int // number of the first round
 	kills   int
@@ -47,9 +53,14 @@ type chaos struct {
 	extra   string // TOML for both daemons
 	stepMax time.Duration
 	tick    time.Duration
-	load    lab.ClientOptions
-	rounds  map[kind][]outcome
-	report  report
+	// patience is for how long the daemons may protect the guest by themselves
+	// before they are asked.
+	patience time.Duration
+	looked   time.Time // when was looked last who is heard
+	arbiter  string
+	load     lab.ClientOptions
+	rounds   map[kind][]outcome
+	report   report
 }
 
 func main() {
@@ -62,6 +73,8 @@ func main() {
 	flag.StringVar(&c.binary, "virt-ft", "build/virt-ft", "the program under test")
 	flag.StringVar(&c.dir, "dir", "", "where the hosts' disks and logs are to stay (default: nowhere)")
 	flag.StringVar(&c.extra, "config", "", "TOML for both daemons' configurations")
+	flag.StringVar(&c.arbiter, "arbiter", arbiterFile, "of both daemons: file, a directory that both hosts share, or etcd, one member in a third place")
+	flag.DurationVar(&c.patience, "patience", 8*time.Second, "after a failover, until the daemons are asked to protect again; 0 forbids them to do so by themselves")
 	flag.DurationVar(&c.stepMax, "step", time.Minute, "limit of each wait")
 	flag.DurationVar(&c.tick, "tick", 10*time.Millisecond, "how often the guest tells the observer where it is, at least 1ms")
 	flag.IntVar(&c.load.TCP, "tcp", 4, "TCP sessions")
@@ -71,10 +84,12 @@ func main() {
 	flag.DurationVar(&c.load.Jitter, "jitter", 30*time.Millisecond, "added to the pace at random")
 	flag.Parse()
 	var err error
-	if c.kinds, err = parseKinds(*only); err != nil || c.kills < 1 || c.first < 1 || c.tick < time.Millisecond {
+	c.kinds, err = parseKinds(*only)
+	if known := c.arbiter == arbiterFile || c.arbiter == arbiterEtcd; err != nil || !known || c.kills < 1 || c.first < 1 || c.tick < time.Millisecond {
 		fmt.Fprintln(os.Stderr, "chaos: bad arguments:", err)
 		os.Exit(2)
 	}
+	c.chosen = *only != ""
 	if c.seed == 0 {
 		c.seed = uint64(time.Now().UnixNano())
 	}
@@ -109,7 +124,7 @@ func (c *chaos) run(ctx context.Context) error {
 	say("seed %d, %d rounds of %v; guest %s boot %v", c.seed, c.kills, c.kinds, c.guest.Name, c.guest.Ready.BootID)
 	for i := c.first; i < c.first+c.kills; i++ {
 		rng := rand.New(rand.NewPCG(c.seed, uint64(i)))
-		k := c.kinds[rng.IntN(len(c.kinds))]
+		k := draw(c.kinds, rng)
 		o, err := c.round(ctx, i, k, rng)
 		if ctx.Err() != nil {
 			return errors.Join(ctx.Err(), c.judge(context.WithoutCancel(ctx)))
@@ -126,11 +141,14 @@ func (c *chaos) run(ctx context.Context) error {
 		if o.moved {
 			where = fmt.Sprintf("after %.0f ms on", float64(o.failover.Microseconds())/1000)
 		}
-		say("round %d: %-13s guest %s %s, longest silence %.0f ms, %d answers in all, protected again after %.1f s",
-			i, k, where, c.home.Name, float64(o.silence.Microseconds())/1000, c.client.Verdict().Acked, o.repair.Seconds())
+		say("round %d: %-16s guest %s %s, longest silence %.0f ms, %d answers in all, protected again after %.1f s",
+			i, k, where, c.home.Name, float64(o.silence.Microseconds())/1000, c.client.Verdict().Acked, o.spent[phaseRepair].Seconds())
 	}
 	return c.judge(ctx)
 }
+
+// The arbiters to choose from.
+const arbiterFile, arbiterEtcd = "file", "etcd"
 
 // lookMax bounds a look at what a failed run leaves.
 const lookMax = 20 * time.Second
@@ -138,7 +156,7 @@ const lookMax = 20 * time.Second
 // guestMemMiB and the working set are small, so that a round is short.
 const (
 	guestMemMiB  = 192
-	guestCmdline = "ft.mem_mb=24 ft.dirty_pages_s=1000 ft.verify_pages_s=8000 ft.tick_ms=%d"
+	guestCmdline = "ft.mem_mb=16 ft.dirty_pages_s=1000 ft.verify_pages_s=16000 ft.tick_ms=%d"
 )
 
 // build makes hosts, daemons, guest and client.
@@ -153,11 +171,25 @@ func (c *chaos) build(ctx context.Context) error {
 	if c.lab, err = lab.New(ctx, lab.Options{Dir: c.dir, Log: log}); err != nil {
 		return err
 	}
-	if err := c.lab.InstallDaemons(c.binary, c.extra); err != nil {
+	if !strings.Contains(c.extra, "reprotect") {
+		c.extra = fmt.Sprintf("reprotect = %t\n", c.patience > 0) + c.extra
+	}
+	o := lab.DaemonOptions{Extra: c.extra, Arbiter: lab.FileArbiter}
+	if c.arbiter == arbiterEtcd {
+		o.Arbiter = lab.EtcdArbiter
+		if _, err := c.lab.StartEtcd(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.lab.InstallDaemonsWith(c.binary, o); err != nil {
 		return err
 	}
 	if err := c.lab.StartDaemons(ctx); err != nil {
 		return err
+	}
+	c.home, c.looked = c.lab.A, time.Now()
+	if !c.chosen {
+		c.dropFailback(ctx)
 	}
 	if c.out, err = lab.NewObserver(c.lab, time.Second); err != nil {
 		return err
@@ -168,7 +200,6 @@ func (c *chaos) build(ctx context.Context) error {
 	}
 	boot.NIC, boot.MemMiB, boot.Cmdline = true, guestMemMiB, fmt.Sprintf(guestCmdline, c.tick.Milliseconds())
 	boot.Disks, boot.AcceptDisk = guestDisks(), recordsDisk
-	c.home = c.lab.A
 	if c.guest, err = c.home.StartGuest(ctx, boot); err != nil {
 		return err
 	}
@@ -177,6 +208,14 @@ func (c *chaos) build(ctx context.Context) error {
 		return err
 	}
 	return c.loadDisks(ctx)
+}
+
+// dropFailback takes a fault off the list that the program under test, which may
+// be an older one, does not know.
+func (c *chaos) dropFailback(ctx context.Context) {
+	if help, err := c.home.Ctl(ctx, "failback", "--help"); err != nil || !strings.Contains(help, "failback DOMAIN") {
+		c.kinds = slices.DeleteFunc(c.kinds, func(k kind) bool { return k == faultFailback })
+	}
 }
 
 func (c *chaos) close() {

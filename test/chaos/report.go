@@ -3,45 +3,10 @@ package main
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
-
-// kind is a fault.
-type kind string
-
-// The faults. Zero is invalid.
-const (
-	faultQEMU   kind = "qemu"          // SIGKILL to the guest's QEMU
-	faultDaemon kind = "daemon"        // SIGKILL to the primary's daemon, restarted within 2 s
-	faultHost   kind = "host"          // power loss of the primary's host
-	faultLink   kind = "link"          // the replication link is cut, and healed after the decision
-	faultPower  kind = "power"         // SIGKILL to QEMU, libvirtd and daemon of the primary at once; its kernel lives
-	faultBackup kind = "backup-daemon" // SIGKILL to the backup's daemon, restarted within 2 s
-	faultJob    kind = "blockjob"      // somebody ends the mirror of a disk with virsh
-)
-
-func faults() []kind {
-	return []kind{faultQEMU, faultDaemon, faultHost, faultLink, faultPower, faultBackup, faultJob}
-}
-
-// parseKinds reads a comma-separated list; empty means all.
-func parseKinds(s string) ([]kind, error) {
-	if s == "" {
-		return faults(), nil
-	}
-	var ks []kind
-	for _, word := range strings.Split(s, ",") {
-		k := kind(strings.TrimSpace(word))
-		if !slices.Contains(faults(), k) {
-			return nil, fmt.Errorf("%q is none of %v", word, faults())
-		}
-		ks = append(ks, k)
-	}
-	return ks, nil
-}
 
 // outcome is what one round came to.
 type outcome struct {
@@ -50,40 +15,61 @@ type outcome struct {
 	heard    time.Duration // fault to the first frame of the guest from the other host, if it moved
 	back     time.Duration // start of the new daemon to the first answer; daemon only
 	silence  time.Duration // the longest without an answer to any client, from the fault on
-	repair   time.Duration // until the guest was protected again
+	spent    spent
 }
+
+// spent is where a round's time went.
+type spent map[phase]time.Duration
+
+// phase of a round.
+type phase string
+
+// The phases, in their order.
+const (
+	phaseReady  phase = "ready"  // protected, clients at work, and the moment of the fault
+	phaseStrike phase = "strike" // from the fault until somebody goes on, and all that died is back
+	phaseDisks  phase = "disks"  // the guest compares its disks with its memory
+	phaseMemory phase = "memory" // the guest verifies its memory
+	phaseImages phase = "images" // a look at the images from outside
+	phaseRepair phase = "repair" // until it is protected again
+)
 
 // report is the closing line.
 type report struct {
-	Chaos          string              `json:"chaos"`
-	Kills          int                 `json:"kills"`
-	Acked          uint64              `json:"acked"`
-	AckedLost      uint64              `json:"acked_lost"`
-	TCPReset       uint64              `json:"tcp_reset"`
-	Contradictions uint64              `json:"contradictions"`
-	Unanswered     uint64              `json:"unanswered"`
-	MemoryErrors   uint64              `json:"memory_errors"`
-	TwoHosts       uint64              `json:"two_hosts"`    // rounds in which both were heard in turn
-	Forgotten      uint64              `json:"forgotten"`    // frames that the guest had sent and nobody heard
-	DiskRecords    uint64              `json:"disk_records"` // acknowledged requests whose records were looked for on the guest's image
-	DiskLost       uint64              `json:"disk_lost"`
-	DiskForeign    uint64              `json:"disk_foreign"` // what a discarded epoch wrote
-	DiskTorn       uint64              `json:"disk_torn"`
-	DiskErrors     uint64              `json:"disk_errors"` // I/O errors that the guest saw
-	FsckErrors     uint64              `json:"fsck_errors"`
-	ImagesCompared uint64              `json:"images_compared"` // pairs, one of each host
-	ImagesDiffer   uint64              `json:"images_differ"`
-	Kinds          map[kind]kindReport `json:"kinds"`
-	NetworkBack    *spread             `json:"network_back_ms,omitempty"` // after the daemon's restart
-	Seed           uint64              `json:"seed"`
-	Seconds        float64             `json:"seconds"`
-	FailedRound    int                 `json:"failed_round,omitempty"`
-	Error          string              `json:"error,omitempty"`
+	Chaos          string               `json:"chaos"`
+	Kills          int                  `json:"kills"` // rounds, each with one fault
+	Acked          uint64               `json:"acked"`
+	AckedLost      uint64               `json:"acked_lost"`
+	TCPReset       uint64               `json:"tcp_reset"`
+	Contradictions uint64               `json:"contradictions"`
+	Unanswered     uint64               `json:"unanswered"`
+	MemoryErrors   uint64               `json:"memory_errors"`
+	SplitFrames    uint64               `json:"split_brain_frames"` // of a copy that should have been silent
+	SplitTicks     uint64               `json:"split_brain_ticks"`  // of the guest's program, among them
+	TwoHosts       uint64               `json:"two_hosts"`          // rounds in which both were heard in turn
+	Forgotten      uint64               `json:"forgotten"`          // frames that the guest had sent and nobody heard
+	DiskRecords    uint64               `json:"disk_records"`       // acknowledged requests whose records were looked for on the guest's image
+	DiskLost       uint64               `json:"disk_lost"`
+	DiskForeign    uint64               `json:"disk_foreign"` // what a discarded epoch wrote
+	DiskTorn       uint64               `json:"disk_torn"`
+	DiskErrors     uint64               `json:"disk_errors"` // I/O errors that the guest saw
+	FsckErrors     uint64               `json:"fsck_errors"`
+	ImagesCompared uint64               `json:"images_compared"` // pairs, one of each host
+	ImagesDiffer   uint64               `json:"images_differ"`
+	Reprotected    int                  `json:"reprotected"` // rounds after which the guest had moved, and the daemons protected it by themselves
+	Asked          int                  `json:"asked"`       // rounds after which they had to be asked
+	Faults         map[kind]faultReport `json:"faults"`
+	Phases         map[phase]*spread    `json:"phases_ms"`
+	NetworkBack    *spread              `json:"network_back_ms,omitempty"` // after the daemon's restart
+	Seed           uint64               `json:"seed"`
+	Seconds        float64              `json:"seconds"`
+	FailedRound    int                  `json:"failed_round,omitempty"`
+	Error          string               `json:"error,omitempty"`
 }
 
-// kindReport is what the rounds with one fault came to.
-type kindReport struct {
-	Kills    int     `json:"kills"`
+// faultReport is what the rounds with one fault came to.
+type faultReport struct {
+	Count    int     `json:"count"`
 	Moved    int     `json:"moved"`
 	Failover *spread `json:"failover_ms,omitempty"` // of those that moved: to the first answer
 	Heard    *spread `json:"first_frame_ms,omitempty"`
@@ -108,7 +94,7 @@ func spreadOf(ds []time.Duration) *spread {
 
 // lost tells whether the world was told something that does not hold.
 func (r *report) lost() bool {
-	return r.AckedLost+r.TCPReset+r.Contradictions+r.Unanswered+r.MemoryErrors+r.TwoHosts+r.Forgotten+
+	return r.AckedLost+r.TCPReset+r.Contradictions+r.Unanswered+r.MemoryErrors+r.SplitFrames+r.SplitTicks+r.TwoHosts+r.Forgotten+
 		r.DiskLost+r.DiskForeign+r.DiskTorn+r.DiskErrors+r.FsckErrors+r.ImagesDiffer != 0
 }
 
@@ -143,24 +129,31 @@ func (r *report) diskFound(who string, f diskFindings) error {
 
 // tally fills in the times.
 func (r *report) tally(rounds map[kind][]outcome) {
-	r.Kinds = map[kind]kindReport{}
+	r.Faults, r.Phases = map[kind]faultReport{}, map[phase]*spread{}
 	var back []time.Duration
+	phases := map[phase][]time.Duration{}
 	for k, os := range rounds {
 		var failover, heard, silence []time.Duration
-		kr := kindReport{Kills: len(os)}
+		fr := faultReport{Count: len(os)}
 		for _, o := range os {
 			silence = append(silence, o.silence)
 			if o.moved {
-				kr.Moved++
+				fr.Moved++
 				failover, heard = append(failover, o.failover), append(heard, o.heard)
 			}
 			if k == faultDaemon {
 				back = append(back, o.back)
 			}
+			for p, d := range o.spent {
+				phases[p] = append(phases[p], d)
+			}
 		}
-		kr.Failover, kr.Heard, kr.Silence = spreadOf(failover), spreadOf(heard), *spreadOf(silence)
-		r.Kinds[k] = kr
+		fr.Failover, fr.Heard, fr.Silence = spreadOf(failover), spreadOf(heard), *spreadOf(silence)
+		r.Faults[k] = fr
 		r.Kills += len(os)
+	}
+	for p, ds := range phases {
+		r.Phases[p] = spreadOf(ds)
 	}
 	r.NetworkBack = spreadOf(back)
 }

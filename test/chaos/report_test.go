@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -24,15 +25,30 @@ func TestKinds(t *testing.T) {
 	}
 }
 
+// TestDrawsByWeight: every fault comes, and a heavy one more often.
+func TestDrawsByWeight(t *testing.T) {
+	rng, got := rand.New(rand.NewPCG(1, 2)), map[kind]int{}
+	const n = 20000
+	for range n {
+		got[draw(faults(), rng)]++
+	}
+	if len(got) != len(faults()) || got[faultHost] < 3*got[faultJob] {
+		t.Errorf("%v", got)
+	}
+	if k := draw([]kind{faultLink}, rng); k != faultLink {
+		t.Errorf("of one: %v", k)
+	}
+}
+
 func TestReportOfRounds(t *testing.T) {
 	var r report
 	r.tally(map[kind][]outcome{
-		faultQEMU: {{moved: true, failover: 200 * time.Millisecond, silence: 3 * time.Second},
+		faultQEMU: {{moved: true, failover: 200 * time.Millisecond, silence: 3 * time.Second, spent: spent{phaseDisks: time.Second}},
 			{moved: true, failover: 100 * time.Millisecond, heard: time.Millisecond, silence: time.Second}},
 		faultDaemon: {{back: 500 * time.Millisecond}},
 	})
-	q := r.Kinds[faultQEMU]
-	if r.Kills != 3 || q.Moved != 2 || q.Failover.Max != 200 || q.Silence.Max != 3000 || r.NetworkBack.Max != 500 || r.Kinds[faultDaemon].Failover != nil {
+	q := r.Faults[faultQEMU]
+	if r.Kills != 3 || q.Count != 2 || q.Moved != 2 || q.Failover.Max != 200 || q.Silence.Max != 3000 || r.NetworkBack.Max != 500 || r.Faults[faultDaemon].Failover != nil || r.Phases[phaseDisks].P50 != 1000 {
 		t.Errorf("%+v", r)
 	}
 	if r.lost() {
@@ -63,6 +79,8 @@ func TestAnyLossFailsTheRun(t *testing.T) {
 		"unanswered":     func(r *report) { r.judge(lab.Verdict{Unanswered: 1}, 0) },
 		"steps back":     func(r *report) { r.judge(lab.Verdict{}, 1) },
 		"memory_errors":  func(r *report) { r.MemoryErrors = 1 },
+		"split frames":   func(r *report) { r.SplitFrames = 1 },
+		"split ticks":    func(r *report) { r.SplitTicks = 1 },
 		"two_hosts":      func(r *report) { r.TwoHosts = 1 },
 		"forgotten":      func(r *report) { r.Forgotten = 1 },
 		"disk_lost":      func(r *report) { _ = r.diskFound("vda", diskFindings{Missing: 1}) },

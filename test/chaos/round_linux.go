@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"syscall"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
@@ -13,44 +12,48 @@ import (
 
 const (
 	// momentMax bounds the random time from protected to the fault: many epochs.
-	momentMax = 1500 * time.Millisecond
-	// daemonAwayMax bounds how long a killed daemon stays away.
-	daemonAwayMax = 2 * time.Second
-	// dyingMax bounds how long a host's link fails before the host does: less than
-	// it takes to notice.
-	dyingMax = 100 * time.Millisecond
+	momentMax = 400 * time.Millisecond
 	// warmAnswers is how many answers clients get before the fault.
-	warmAnswers = 20
+	warmAnswers = 10
 	// passesAfter is how often the guest verifies all of its memory afterwards:
 	// the first pass may have begun before the fault.
 	passesAfter = 2
 	// retryEvery is the pause between two tries to protect again.
-	retryEvery = 200 * time.Millisecond
+	retryEvery = 100 * time.Millisecond
 	// noticePoll is how often is looked whether a loss was noticed.
 	noticePoll = 20 * time.Millisecond
 )
 
 // round protects, strikes once, and judges. Afterwards the guest runs at c.home
 // and both hosts are as before.
-func (c *chaos) round(ctx context.Context, i int, k kind, rng *rand.Rand) (outcome, error) {
+func (c *chaos) round(ctx context.Context, i int, k kind, rng *rand.Rand) (o outcome, err error) {
+	spent, since := spent{}, time.Now()
+	done := func(p phase) {
+		now := time.Now()
+		spent[p], since = now.Sub(since), now
+	}
+	defer func() { o.spent = spent }()
 	if err := c.ready(ctx, rng); err != nil {
-		return outcome{}, err
+		return o, err
 	}
-	missing := c.out.Missing()
+	done(phaseReady)
+	missing, from := c.out.Missing(), c.home
 	fault := time.Now()
-	o, err := c.strike(ctx, k, rng, fault)
-	if err != nil {
-		return o, errors.Join(fmt.Errorf("after the fault: %w", err), c.judge(ctx))
+	if o, err = c.strike(ctx, k, rng, fault); err != nil {
+		return o, errors.Join(fmt.Errorf("after the fault: %w", err), c.heardOnce(from), c.judge(ctx))
 	}
+	done(phaseStrike)
 	// At once, under load: what is wrong now may soon be written over.
 	if err := c.askDisks(ctx); err != nil {
 		return o, errors.Join(err, c.judge(ctx))
 	}
-	if err := c.verify(ctx, fault, o.moved); err != nil {
+	done(phaseDisks)
+	if err := errors.Join(c.verify(ctx), c.heardOnce(from)); err != nil {
 		return o, errors.Join(err, c.judge(ctx))
 	}
+	done(phaseMemory)
 	// A dead daemon's gate drops; else every frame of a committed epoch is heard.
-	if missing = c.out.Missing() - missing; missing > 0 && k != faultDaemon {
+	if missing = c.out.Missing() - missing; missing > 0 && !traits()[k].lossy {
 		c.report.Forgotten += missing
 		return o, errors.Join(fmt.Errorf("%d ticks that the guest had sent were never heard", missing), c.judge(ctx))
 	}
@@ -58,15 +61,19 @@ func (c *chaos) round(ctx context.Context, i int, k kind, rng *rand.Rand) (outco
 	if err := errors.Join(c.lookAtImages(ctx, i), c.judge(ctx)); err != nil {
 		return o, err
 	}
-	whole := time.Now()
+	done(phaseImages)
+	asked := c.report.Asked
 	if err := c.protected(ctx); err != nil {
 		return o, errors.Join(fmt.Errorf("protecting again: %w", err), c.judge(ctx))
 	}
-	o.repair = time.Since(whole)
-	if i%compareEvery == 0 {
-		return o, c.compareImages(ctx)
+	if o.moved && c.report.Asked == asked {
+		c.report.Reprotected++
 	}
-	return o, nil
+	done(phaseRepair)
+	if i%compareEvery == 0 {
+		err = c.compareImages(ctx)
+	}
+	return o, err
 }
 
 // ready waits for protection, for clients at work, and then for the moment.
@@ -84,8 +91,11 @@ func (c *chaos) ready(ctx context.Context, rng *rand.Rand) error {
 	if err := c.eraseSome(ctx, rng); err != nil {
 		return err
 	}
-	return pause(ctx, time.Duration(rng.Int64N(int64(momentMax))))
+	return pause(ctx, upTo(rng, momentMax))
 }
+
+// upTo is a random time below d.
+func upTo(rng *rand.Rand, d time.Duration) time.Duration { return time.Duration(rng.Int64N(int64(d))) }
 
 func pause(ctx context.Context, d time.Duration) error {
 	select {
@@ -94,66 +104,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// strike does the fault and waits until clients are answered again and the
-// daemons know where the guest is.
-func (c *chaos) strike(ctx context.Context, k kind, rng *rand.Rand, fault time.Time) (outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.stepMax)
-	defer cancel()
-	switch k {
-	case faultQEMU:
-		pid, err := c.home.QEMU(c.guest.Name)
-		if err == nil {
-			err = syscall.Kill(pid, syscall.SIGKILL)
-		}
-		if err != nil {
-			return outcome{}, err
-		}
-		return c.moves(ctx, fault)
-	case faultHost:
-		return c.powerLoss(ctx, rng, fault)
-	case faultDaemon:
-		return c.restart(ctx, time.Duration(rng.Int64N(int64(daemonAwayMax))))
-	case faultLink:
-		return c.cut(ctx, fault)
-	case faultPower:
-		return c.crash(ctx, fault)
-	case faultBackup:
-		return c.loseBackup(ctx, time.Duration(rng.Int64N(int64(daemonAwayMax))))
-	case faultJob:
-		return c.endMirror(ctx, rng)
-	}
-	return outcome{}, fmt.Errorf("unknown fault %q", k)
-}
-
-// powerLoss ends the primary's host, and brings it back when the guest has
-// moved. A host does not always die at once: one time in three it hears nothing
-// of its peer for the last moments, so that the backup has what the primary does
-// not know to be acknowledged, and one time in three it is not heard, so that
-// the primary has what the backup never got.
-func (c *chaos) powerLoss(ctx context.Context, rng *rand.Rand, fault time.Time) (outcome, error) {
-	struck := c.home
-	if deaf := []*lab.Host{nil, struck, c.lab.Peer(struck)}[rng.IntN(3)]; deaf != nil {
-		if err := c.lab.DeafenReplication(deaf); err != nil {
-			return outcome{}, err
-		}
-		if err := pause(ctx, time.Duration(rng.Int64N(int64(dyingMax)))); err != nil {
-			return outcome{}, err
-		}
-	}
-	struck.PowerOff()
-	if err := c.lab.HealReplication(); err != nil {
-		return outcome{}, err
-	}
-	o, err := c.moves(ctx, fault)
-	if err != nil {
-		return o, err
-	}
-	if err := struck.PowerOn(ctx); err != nil {
-		return o, err
-	}
-	return o, struck.Daemon.Start(ctx)
 }
 
 // moves waits until the guest goes on at the other host.
@@ -167,7 +117,8 @@ func (c *chaos) moves(ctx context.Context, fault time.Time) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	if _, err := to.WaitState(ctx, c.guest.Name, "active"); err != nil {
+	// By itself it may be protected again before anybody looks.
+	if _, err := to.WaitState(ctx, c.guest.Name, "active", "connecting", "syncing", "protected"); err != nil {
 		return outcome{}, err
 	}
 	heard, err := c.out.Speeches(fault)
@@ -184,68 +135,47 @@ func (c *chaos) moves(ctx context.Context, fault time.Time) (outcome, error) {
 	return o, nil
 }
 
-// restart kills the primary's daemon and starts it after a while. The guest
-// must stay where it is.
-func (c *chaos) restart(ctx context.Context, away time.Duration) (outcome, error) {
-	if err := c.home.Daemon.Kill(); err != nil {
-		return outcome{}, err
+// stays waits until clients are answered and the guest is protected, after a
+// fault that must not move it.
+func (c *chaos) stays(ctx context.Context) error {
+	if _, err := c.client.WaitAnswer(ctx, time.Now()); err != nil {
+		return err
 	}
-	if err := pause(ctx, away); err != nil {
-		return outcome{}, err
-	}
-	began := time.Now()
-	if err := c.home.Daemon.Start(ctx); err != nil {
-		return outcome{}, err
-	}
-	first, err := c.client.WaitAnswer(ctx, began)
-	if err != nil {
-		return outcome{}, err
-	}
-	_, err = c.home.WaitState(ctx, c.guest.Name, "protected")
-	return outcome{back: first.At.Sub(began)}, err
+	return c.protected(ctx)
 }
 
-// cut cuts the link until it is decided who goes on.
-func (c *chaos) cut(ctx context.Context, fault time.Time) (outcome, error) {
-	if err := c.lab.CutReplication(); err != nil {
-		return outcome{}, err
-	}
-	moved, err := c.decided(ctx)
-	if err != nil {
-		return outcome{}, errors.Join(err, c.lab.HealReplication())
-	}
-	o := outcome{}
-	if moved {
-		if o, err = c.moves(ctx, fault); err != nil {
-			return o, errors.Join(err, c.lab.HealReplication())
-		}
-	} else if _, err = c.client.WaitAnswer(ctx, time.Now()); err != nil {
-		return o, errors.Join(fmt.Errorf("the guest won and is silent: %w", err), c.lab.HealReplication())
-	}
-	return o, c.lab.HealReplication()
-}
+// calmEpochs is how many epochs the backup acknowledges after a fault that
+// nothing may come of: that many show that it still stands by.
+const calmEpochs = 3
 
-// decided waits until one of the two may go on, and tells whether the guest
-// moves.
-func (c *chaos) decided(ctx context.Context) (moved bool, err error) {
-	for {
-		here, _ := c.home.Protections(ctx, c.guest.Name)
-		there, _ := c.lab.Peer(c.home).Protections(ctx, c.guest.Name)
-		switch {
-		case len(here) == 1 && here[0].State == "alone":
-			return false, nil
-		case len(there) == 1 && there[0].State == "active":
-			return true, nil
+// calm waits until the protection of before has gone on: the same one, without a
+// new session.
+func (c *chaos) calm(ctx context.Context, before lab.Protection) error {
+	if _, err := c.client.WaitAnswer(ctx, time.Now()); err != nil {
+		return err
+	}
+	for from := uint64(0); ; {
+		ps, err := c.home.Protections(ctx, c.guest.Name)
+		if err == nil && len(ps) == 1 {
+			now := ps[0]
+			if now.State != "protected" || now.Generation != before.Generation || now.Epoch.Acked < before.Epoch.Acked {
+				return fmt.Errorf("nothing should have come of it, but %+v became %+v", before, now)
+			}
+			if from == 0 {
+				from = now.Epoch.Acked
+			}
+			if now.Epoch.Acked >= from+calmEpochs {
+				return nil
+			}
 		}
-		if err := pause(ctx, retryEvery); err != nil {
-			return false, fmt.Errorf("nobody goes on: %s says %+v, %s says %+v: %w", c.home.Name, here, c.lab.Peer(c.home).Name, there, err)
+		if perr := pause(ctx, noticePoll); perr != nil {
+			return fmt.Errorf("%s has %+v: %w", c.home.Name, ps, errors.Join(perr, err))
 		}
 	}
 }
 
-// verify watches the guest check all of its memory at c.home, and looks who was
-// heard since the fault.
-func (c *chaos) verify(ctx context.Context, fault time.Time, moved bool) error {
+// verify watches the guest check all of its memory at c.home.
+func (c *chaos) verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.stepMax)
 	defer cancel()
 	here := func(o lab.Observation) bool { return o.Host == c.home.Name }
@@ -261,15 +191,31 @@ func (c *chaos) verify(ctx context.Context, fault time.Time, moved bool) error {
 	if last.MemErrors > 0 {
 		return fmt.Errorf("the guest found %d errors in its memory", last.MemErrors)
 	}
-	heard, err := c.out.Speeches(fault)
+	return nil
+}
+
+// heardOnce looks who was heard since it looked last, when the guest ran at from.
+func (c *chaos) heardOnce(from *lab.Host) error {
+	now := time.Now()
+	heard, err := c.out.Speeches(c.looked)
 	if err != nil {
 		return err
 	}
-	// One speech, or the old home's end and the new home's.
-	if n := len(heard); n > 2 || n == 2 && !moved || heard[n-1].Host != c.home.Name {
-		c.report.TwoHosts++
-		return fmt.Errorf("the guest was heard from both hosts in turn: %+v", heard)
+	old, speeches := from, 2 // the old home's end, and the new home's
+	if from == c.home {
+		old, speeches = c.lab.Peer(c.home), 1
 	}
+	split, err := c.out.Split(c.looked, old.Name)
+	if err != nil {
+		return err
+	}
+	c.report.SplitFrames += split.Frames
+	c.report.SplitTicks += split.Ticks
+	if n := len(heard); n > speeches || split != (lab.Split{}) || n > 0 && heard[n-1].Host != c.home.Name {
+		c.report.TwoHosts++
+		return fmt.Errorf("the guest, whose home was %s and is %s, was heard from both hosts in turn: %+v", from.Name, c.home.Name, heard)
+	}
+	c.looked = now
 	return nil
 }
 
@@ -286,20 +232,26 @@ func (c *chaos) judge(ctx context.Context) error {
 	return errors.Join(v.Err(), err)
 }
 
-// protected waits until the guest is protected at c.home, asking for it if
-// nobody has; the other host may still be busy with what was.
+// protected waits until the guest is protected at c.home. The daemons do that by
+// themselves where there is something left of a protection; when they have not
+// for a while it asks them. The other host may still be busy with what was.
 func (c *chaos) protected(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.stepMax)
 	defer cancel()
 	var last error
+	asked, idle := false, time.Now()
 	for {
 		ps, err := c.home.Protections(ctx, c.guest.Name)
 		switch {
 		case err == nil && len(ps) == 1 && ps[0].State == "protected":
+			if asked {
+				c.report.Asked++
+			}
 			return nil
 		case err == nil && len(ps) == 1 && ps[0].Role == "primary" && ps[0].State != "stopped":
-			// on its way
-		default:
+			idle = time.Now() // on its way
+		case time.Since(idle) >= c.patience:
+			asked = true
 			_, last = c.home.Ctl(ctx, "protect", c.guest.Name, "--to", c.lab.Peer(c.home).Name)
 		}
 		if last != nil {

@@ -47,6 +47,13 @@ func mutants() []mutant {
 			args: []string{"-only", "host"}, kills: 30,
 		},
 		{
+			name: "endless-lease", // who was frozen lets out what was acknowledged before
+			file: "internal/netgate/release_linux.go",
+			old:  "\tns := uint64(until.UnixNano())",
+			new:  "\tns := uint64(until.Add(time.Hour).UnixNano())",
+			args: []string{"-only", "freeze"}, kills: 60,
+		},
+		{
 			name: "drop-a-page", // every 61st page stays as it was
 			file: "internal/daemon/image_linux.go",
 			old:  "\t\tcopy(m.Bytes()[off:off+n], src)",
@@ -149,6 +156,7 @@ type verdict struct {
 	Contradictions uint64 `json:"contradictions"`
 	Unanswered     uint64 `json:"unanswered"`
 	MemoryErrors   uint64 `json:"memory_errors"`
+	SplitFrames    uint64 `json:"split_brain_frames"`
 	Forgotten      uint64 `json:"forgotten"`
 	DiskLost       uint64 `json:"disk_lost"`
 	DiskForeign    uint64 `json:"disk_foreign"`
@@ -161,7 +169,7 @@ type verdict struct {
 
 // found tells whether the run saw a loss.
 func (v verdict) found() bool {
-	return v.AckedLost+v.TCPReset+v.Contradictions+v.Unanswered+v.MemoryErrors+v.Forgotten+
+	return v.AckedLost+v.TCPReset+v.Contradictions+v.Unanswered+v.MemoryErrors+v.SplitFrames+v.Forgotten+
 		v.DiskLost+v.DiskForeign+v.DiskTorn+v.DiskErrors+v.FsckErrors+v.ImagesDiffer != 0
 }
 
@@ -190,9 +198,9 @@ func (m mutant) judge(ctx context.Context, chaos, program string, seed uint64) e
 	case !v.found():
 		return fmt.Errorf("mutant %s: the run failed, but not for a loss: %s\n%s", m.name, v.Error, errOut.String())
 	}
-	fmt.Fprintf(os.Stderr, "mutants: %s found out in round %d: acked_lost %d, tcp_reset %d, contradictions %d, unanswered %d, memory_errors %d, forgotten %d, "+
+	fmt.Fprintf(os.Stderr, "mutants: %s found out in round %d: acked_lost %d, tcp_reset %d, contradictions %d, unanswered %d, memory_errors %d, split_brain_frames %d, forgotten %d, "+
 		"disk_lost %d, disk_foreign %d, disk_torn %d, disk_errors %d, fsck_errors %d, images_differ %d\n",
-		m.name, v.FailedRound, v.AckedLost, v.TCPReset, v.Contradictions, v.Unanswered, v.MemoryErrors, v.Forgotten,
+		m.name, v.FailedRound, v.AckedLost, v.TCPReset, v.Contradictions, v.Unanswered, v.MemoryErrors, v.SplitFrames, v.Forgotten,
 		v.DiskLost, v.DiskForeign, v.DiskTorn, v.DiskErrors, v.FsckErrors, v.ImagesDiffer)
 	return nil
 }
