@@ -22,8 +22,9 @@ kernel: ## fetch a guest kernel into build/kernel
 	@test/scripts/kernel.sh
 
 .PHONY: build
-build: ## build build/virt-ft
+build: ## build build/virt-ft, and build/virt-ft-hook for libvirt
 	go build $(GOFLAGS_BUILD) -o build/virt-ft ./cmd/virt-ft
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -ldflags='-s -w' -o build/virt-ft-hook ./hooks
 
 .PHONY: guest
 guest: ## build the init of the lab's guest
@@ -47,7 +48,7 @@ KILLS ?= 200
 SEED ?= 0
 
 .PHONY: chaos
-chaos: deps kernel guest build ## faults at random moments under load (KILLS=200 SEED=7 CHAOS='-only qemu,link')
+chaos: deps kernel guest build ## faults at random moments under load (KILLS=200 SEED=7 CHAOS='-only freeze,link -arbiter etcd')
 	@go build $(GOFLAGS_BUILD) -o build/lab-chaos ./test/chaos
 	@exec build/lab-chaos -kills $(KILLS) -seed $(SEED) $(CHAOS)
 
@@ -57,14 +58,14 @@ chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that
 	@go run ./test/chaos/mutants $(MUTANTS)
 
 # The measuring programs: build/lab-NAME is made of test/NAME, but for the disk's.
-LABS := pause disk load stream today clock
+LABS := pause disk load stream today clock many
 build/lab-%: FORCE
 	@go build $(GOFLAGS_BUILD) -o $@ ./test/$(if $(filter disk,$*),diskbench,$*)
 .PHONY: FORCE
 FORCE:
 
 .PHONY: bench
-bench: deps kernel guest build $(filter-out %-clock,$(LABS:%=build/lab-%)) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
+bench: deps kernel guest build $(filter-out %-clock %-many,$(LABS:%=build/lab-%)) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
 	@go build $(GOFLAGS_BUILD) -o build/lab-bench ./test/bench
 	@exec build/lab-bench $(BENCH)
 
@@ -79,6 +80,15 @@ pause: deps kernel guest build/lab-pause ## how long a checkpoint stops a guest,
 .PHONY: clock
 clock: deps build/lab-clock ## what pauses do to the clock of a guest under KVM, with and without us (CLOCK='-long', '-kills 500')
 	@exec build/lab-clock $(CLOCK)
+
+.PHONY: many
+many: deps kernel guest build build/lab-many ## many guests on one host, protected at once, and its power cut (MANY='-guests 8')
+	@exec build/lab-many $(MANY)
+
+FAULTS ?= 3
+.PHONY: explore
+explore: ## every interleaving of FAULTS faults in the protocol of who may run
+	go test -count=1 -timeout 60m -run TestExplore -v ./internal/explore -explore.faults $(FAULTS)
 
 .PHONY: disk
 disk: deps kernel guest build build/lab-disk ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
+)
+
+// usage is what a process takes.
+type usage struct {
+	rssMiB       float64
+	threads, fds int
+}
+
+// look notes what the daemons of hosts take at a moment with a name.
+func (c *crowd) look(when string, hosts ...*lab.Host) error {
+	for _, h := range hosts {
+		p := h.Daemon.Process()
+		if p == nil {
+			return fmt.Errorf("the daemon of %s ended", h.Name)
+		}
+		u, err := usageOf(p.Pid())
+		if err != nil {
+			return err
+		}
+		side := strings.TrimPrefix(h.Name, "host-")
+		c.result.Metric(fmt.Sprintf("daemon_%s_%s_mib", side, when), u.rssMiB)
+		c.result.Metric(fmt.Sprintf("daemon_%s_%s_threads", side, when), float64(u.threads))
+		c.result.Metric(fmt.Sprintf("daemon_%s_%s_fds", side, when), float64(u.fds))
+		say("daemon of %s, %s: %.0f MiB, %d threads, %d descriptors", h.Name, when, u.rssMiB, u.threads, u.fds)
+	}
+	return nil
+}
+
+// lookAtStandbys notes what QEMU takes for a standby on B, its guest's memory left
+// aside.
+func (c *crowd) lookAtStandbys() error {
+	var each []float64
+	for _, g := range c.guests {
+		pid, err := c.lab.B.QEMU(g.Name)
+		if err != nil {
+			return err
+		}
+		u, err := usageOf(pid)
+		if err != nil {
+			return err
+		}
+		each = append(each, u.rssMiB)
+	}
+	c.result.Metric("standby_qemu_mib", tool.Median(each))
+	say("QEMU of a standby: %.0f MiB of its own", tool.Median(each))
+	return nil
+}
+
+// usageOf reads a process's status. Its memory is what it has for itself, for
+// it maps that of every standby too.
+func usageOf(pid int) (usage, error) {
+	var u usage
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return u, err
+	}
+	u.fds = len(fds)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(status)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "RssAnon:" && words[0] != "Threads:" {
+			continue
+		}
+		n, err := strconv.Atoi(words[1])
+		if err != nil {
+			return u, fmt.Errorf("/proc/%d/status: %w", pid, err)
+		}
+		if words[0] == "Threads:" {
+			u.threads = n
+		} else {
+			u.rssMiB = float64(n) / 1024
+		}
+	}
+	return u, nil
+}
