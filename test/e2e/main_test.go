@@ -53,6 +53,11 @@ type pair struct {
 // daemons' configurations.
 func newPair(t *testing.T, extra string) *pair {
 	t.Helper()
+	return newPairWith(t, lab.DaemonOptions{Extra: extra})
+}
+
+func newPairWith(t *testing.T, o lab.DaemonOptions) *pair {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
 	l, err := lab.New(ctx, lab.Options{Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
@@ -62,7 +67,7 @@ func newPair(t *testing.T, extra string) *pair {
 		p.showLogs()
 		l.Close()
 	})
-	p.must(l.InstallDaemons(binary, extra))
+	p.must(l.InstallDaemonsWith(binary, o))
 	p.must(l.StartDaemons(ctx))
 	p.out, err = lab.NewObserver(l, 50*time.Millisecond)
 	p.must(err)

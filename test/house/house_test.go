@@ -33,6 +33,8 @@ func imports() map[string][]string {
 	return map[string][]string{
 		"cmd/virt-ft": {"internal/config", "internal/control", "internal/daemon"},
 
+		"hooks": {"internal/hookd", "internal/marker"},
+
 		"pkg/ftengine": nil,
 		"pkg/kvmclock": {"internal/ptracer"},
 		"pkg/zcstream": nil,
@@ -43,6 +45,9 @@ func imports() map[string][]string {
 		"internal/cpulayout": {"internal/vmstate"},
 		"internal/control":   nil,
 		"internal/guestram":  {"internal/ptracer"},
+		"internal/hookd":     nil,
+		"internal/hostmem":   nil,
+		"internal/marker":    nil,
 		"internal/lean":      {"internal/guestram"},
 		"internal/pace":      nil,
 		"internal/diskrep":   nil,
@@ -53,9 +58,10 @@ func imports() map[string][]string {
 		"internal/virt":      nil,
 		"internal/vmstate":   nil,
 		"internal/daemon": {"internal/arbiter", "internal/capture", "internal/config", "internal/control", "internal/cpulayout", "internal/guestram",
-			"internal/diskrep", "internal/lean", "internal/nbd", "internal/netgate", "internal/pace", "internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "pkg/ftengine", "pkg/kvmclock"},
+			"internal/diskrep", "internal/hookd", "internal/hostmem", "internal/lean", "internal/marker", "internal/nbd", "internal/netgate", "internal/pace", "internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "pkg/ftengine", "pkg/kvmclock"},
 
 		"internal/sim":             {"pkg/ftengine"},
+		"internal/explore":         {"pkg/ftengine"},
 		"internal/lab":             {"internal/lab/guestapi"},
 		"internal/lab/guestapi":    nil,
 		"internal/capture/qmptest": nil,
@@ -73,6 +79,7 @@ func imports() map[string][]string {
 		"test/guest":         {"internal/lab/guestapi", "pkg/zcstream"},
 		"test/house":         nil,
 		"test/load":          {"internal/lab", "test/tool"},
+		"test/many":          {"internal/lab", "test/tool"},
 		"test/pause":         {"internal/capture", "internal/lab", "internal/ptracer", "internal/virt", "test/tool"},
 		"test/plots":         {"test/tool"},
 		"test/stream":        {"internal/lab", "internal/replica", "pkg/zcstream", "test/tool"},
