@@ -247,7 +247,7 @@ func (d *Daemon) mayStart(ctx context.Context, uuid, name string) error {
 		return err
 	}
 	if rec.Active != "" {
-		return fmt.Errorf("it runs on %s, or went on there, and what is here of it is of the past; protect it there to this host, or give up what happened there with virt-ft activate --force %s", rec.Active, name)
+		return fmt.Errorf("it went on at %s, or always ran there, and what is here of it is of the past; protect it there to this host, or give up what happened there with virt-ft activate --force %s", rec.Active, name)
 	}
 	switch m, err := d.store.Get(uuid); {
 	case errors.Is(err, fs.ErrNotExist):
