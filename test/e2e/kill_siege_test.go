@@ -33,6 +33,10 @@ func envInt(name string) int {
 	return n
 }
 
+// long tells whether VIRT_FT_LONG asks for what takes long and is told elsewhere,
+// or boots a guest again.
+func long() bool { return envInt("VIRT_FT_LONG") > 0 }
+
 // quietMax is how long the guest may stand still, at most, while its host
 // lives, and mutedMax how long its network may be closed, which it is while
 // nobody is there who could release what it sends. They are no figures of ours:

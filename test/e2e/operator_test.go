@@ -19,11 +19,13 @@ const migrationBlocker = "virt-ft-protected"
 func TestOperator(t *testing.T) {
 	p := newPair(t, "reprotect = false\n")
 	g := p.guest(lab.GuestOptions{Machine: "pc"}) // where devices are plugged without preparing for it
+	if long() {
+		p.story("reset and reboot", func(p *pair) { operatorReboots(p, g) })
+	}
 	for _, s := range []struct {
 		name string
 		tell func(*pair, *lab.Guest)
 	}{
-		{"reset and reboot", operatorReboots},
 		{"plug and unplug", operatorPlugs},
 		{"standby", operatorAtStandby},
 		{"move", operatorMoves},

@@ -180,7 +180,7 @@ func outputSurvives(p *pair, g *lab.Guest, c *lab.Client) {
 // unprotectedAgain ends a protection, and begins another: the connections do
 // not notice.
 func unprotectedAgain(p *pair, g *lab.Guest, c *lab.Client) {
-	for range 3 {
+	for range 2 {
 		p.protect(p.A, g.Name)
 		p.answered(c)
 		p.unprotect(g.Name)
