@@ -80,7 +80,7 @@ func (d *Daemon) trySettle(ctx context.Context, m marker.Marker, insist bool) (d
 		return true, nil // it is settled, or has begun a new life here
 	}
 	if host, stale := d.noteStaleGone(ctx, m); stale {
-		return d.wentOn(m, host, 0)
+		return d.settled(m, wentOnAt(host))
 	}
 	if !insist {
 		w, err := d.askPeer(ctx, m.Peer, m.UUID, m.Domain)
@@ -119,14 +119,16 @@ func (d *Daemon) trySettle(ctx context.Context, m marker.Marker, insist bool) (d
 	return d.settled(m, "the guest ended here, and nobody goes on from its last checkpoint: it may be started here")
 }
 
-// wentOn ends the marker of a guest that went on at host. gen is 0 when that is noted already.
+// wentOn notes that a guest went on at host, and ends its marker.
 func (d *Daemon) wentOn(m marker.Marker, host string, gen uint64) (done bool, err error) {
-	if gen > 0 {
-		if _, err := d.noteStale(m.UUID, m.Domain, host, gen); err != nil {
-			return false, err
-		}
+	if _, err := d.noteStale(m.UUID, m.Domain, host, max(gen, m.Generation+1)); err != nil {
+		return false, err
 	}
-	return d.settled(m, fmt.Sprintf("the guest ended here and went on at %s; what is here of it is of the past", host))
+	return d.settled(m, wentOnAt(host))
+}
+
+func wentOnAt(host string) string {
+	return fmt.Sprintf("the guest ended here and went on at %s; what is here of it is of the past", host)
 }
 
 // settled ends the marker of a lost guest.
