@@ -95,6 +95,9 @@ func TestGuestDisks(t *testing.T) {
 			{Target: "sda", Bus: "sata", FS: "ext4", Cache: "writeback"}, {Target: "sdb", Bus: "scsi", SizeMiB: 16},
 		}},
 	} {
+		if name == "pc" && os.Getenv("VIRT_FT_LONG") == "" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 			defer cancel()

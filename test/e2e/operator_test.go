@@ -21,12 +21,12 @@ func TestOperator(t *testing.T) {
 	g := p.guest(lab.GuestOptions{Machine: "pc"}) // where devices are plugged without preparing for it
 	if long() {
 		p.story("reset and reboot", func(p *pair) { operatorReboots(p, g) })
+		p.story("plug and unplug", func(p *pair) { operatorPlugs(p, g) })
 	}
 	for _, s := range []struct {
 		name string
 		tell func(*pair, *lab.Guest)
 	}{
-		{"plug and unplug", operatorPlugs},
 		{"standby", operatorAtStandby},
 		{"move", operatorMoves},
 		{"shutdown", operatorShutsDown},
@@ -156,10 +156,13 @@ func operatorAtStandby(p *pair, g *lab.Guest) {
 	})
 }
 
+// hostFiles is a directory of a host of the lab, gone with it.
+const hostFiles = "/var/lib/libvirt/images/"
+
 // operatorMoves tries to move the guest, or its memory, away: not while it is
 // protected, and as ever afterwards.
 func operatorMoves(p *pair, g *lab.Guest) {
-	xml := "/tmp/" + g.Name + ".xml"
+	xml := hostFiles + g.Name + ".xml"
 	_, err := p.A.Run(p.step(), "sh", "-c", "virsh -q dumpxml "+g.Name+" > "+xml)
 	p.must(err)
 	p.virsh(p.A, "define", xml)
@@ -170,9 +173,9 @@ func operatorMoves(p *pair, g *lab.Guest) {
 		p.t.Fatalf("migration of a protected guest: %v", err)
 	}
 	p.refused(migrationBlocker, p.A, "managedsave", g.Name)
-	p.refused(migrationBlocker, p.A, "save", g.Name, "/tmp/"+g.Name+".save")
-	p.refused(migrationBlocker, p.A, "dump", g.Name, "/tmp/"+g.Name+".core", "--live")
-	p.virsh(p.A, "dump", g.Name, "/tmp/"+g.Name+".core", "--memory-only", "--live")
+	p.refused(migrationBlocker, p.A, "save", g.Name, hostFiles+g.Name+".save")
+	p.refused(migrationBlocker, p.A, "dump", g.Name, hostFiles+g.Name+".core", "--live")
+	p.virsh(p.A, "dump", g.Name, hostFiles+g.Name+".core", "--memory-only", "--live")
 	p.virsh(p.A, "undefine", g.Name)
 	p.goesOn(g.Name)
 

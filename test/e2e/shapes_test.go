@@ -26,6 +26,9 @@ func TestShapes(t *testing.T) {
 		{name: "pc rich", shape: lab.GuestOptions{Machine: "pc", Rich: true}, thp: "never"},
 		{name: "two NUMA cells anonymous", shape: lab.GuestOptions{NUMACells: 2, MemMiB: 320}, thp: "always"},
 	} {
+		if s.shape.Machine == "pc" && !long() {
+			continue // TestOperator has such a guest, too
+		}
 		t.Run(s.name, func(t *testing.T) {
 			if s.thp != "" {
 				setKernel(t, thp, s.thp)
