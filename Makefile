@@ -82,7 +82,7 @@ clock: deps build/lab-clock ## what pauses do to the clock of a guest under KVM,
 	@exec build/lab-clock $(CLOCK)
 
 .PHONY: many
-many: deps kernel guest build build/lab-many ## many guests on one host, protected at once, and its power cut (MANY='-guests 8')
+many: deps kernel guest build build/lab-many ## many guests on one host, protected at once, and its power cut (MANY='-guests 20')
 	@exec build/lab-many $(MANY)
 
 FAULTS ?= 3

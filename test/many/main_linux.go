@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
@@ -70,7 +71,7 @@ func main() {
 
 func parseOptions() (options, error) {
 	o := options{}
-	flag.IntVar(&o.guests, "guests", 20, "how many")
+	flag.IntVar(&o.guests, "guests", min(20, 3*runtime.NumCPU()), "how many; emulated guests take a core each while they boot and work")
 	flag.IntVar(&o.boot.MemMiB, "mem", 112, "of each guest, in MiB")
 	flag.IntVar(&o.bootAtOnce, "boot-at-once", 3, "guests that boot at the same time")
 	flag.IntVar(&o.atOnce, "at-once", 0, "protect commands at the same time (0: all)")
