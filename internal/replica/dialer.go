@@ -22,22 +22,14 @@ type Dialer struct {
 // has no daemon is ErrPeerClosed, one that does not answer ErrPeerSilent; its
 // cause may be a *TransportError that names a file and a remedy.
 func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generation uint64, hello Hello) (*Session, error) {
-	timeout := d.HandshakeTimeout
-	if timeout <= 0 {
-		timeout = DefaultHandshakeTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, d.handshakeTimeout())
 	defer cancel()
 	if protection == (UUID{}) {
 		return nil, &ConnError{Op: "dial", Peer: addr, Err: fmt.Errorf("the zero protection id is invalid")}
 	}
-	host, _, err := net.SplitHostPort(addr)
+	cfg, err := d.configFor(addr)
 	if err != nil {
-		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
-	}
-	cfg, err := d.Transport.clientConfig(host)
-	if err != nil {
-		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+		return nil, err
 	}
 	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
 	hello.Channel, hello.Token, hello.Stream = ControlChannel, Token{}, 0
@@ -57,16 +49,15 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 	return newSession(control, streams, welcome.Version, &hello, welcome, f.Generation), nil
 }
 
-// Ask returns what the daemon at addr has of hello.Domain: the state, the
-// generation and the name of the host in a Welcome. No session begins. Errors are those of Dial; one
-// that cannot tell now refuses with CodeBusy.
-func (d *Dialer) Ask(ctx context.Context, addr string, protection UUID, hello Hello) (*Welcome, error) {
-	timeout := d.HandshakeTimeout
-	if timeout <= 0 {
-		timeout = DefaultHandshakeTimeout
+func (d *Dialer) handshakeTimeout() time.Duration {
+	if d.HandshakeTimeout <= 0 {
+		return DefaultHandshakeTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	return d.HandshakeTimeout
+}
+
+// configFor returns how connections to addr are secured.
+func (d *Dialer) configFor(addr string) (*tls.Config, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
@@ -74,6 +65,19 @@ func (d *Dialer) Ask(ctx context.Context, addr string, protection UUID, hello He
 	cfg, err := d.Transport.clientConfig(host)
 	if err != nil {
 		return nil, &ConnError{Op: "dial", Peer: addr, Err: err}
+	}
+	return cfg, nil
+}
+
+// Ask returns what the daemon at addr has of hello.Domain: the state, the
+// generation and the name of the host in a Welcome. No session begins. Errors are those of Dial; one
+// that cannot tell now refuses with CodeBusy.
+func (d *Dialer) Ask(ctx context.Context, addr string, protection UUID, hello Hello) (*Welcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.handshakeTimeout())
+	defer cancel()
+	cfg, err := d.configFor(addr)
+	if err != nil {
+		return nil, err
 	}
 	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
 	hello.Channel, hello.Role, hello.Streams = ControlChannel, RoleAsking, 1
