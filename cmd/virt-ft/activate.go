@@ -1,9 +1,11 @@
 package main
 
 import (
-	"fmt"
+	"context"
 
 	"github.com/spf13/cobra"
+
+	"github.com/virt-ft/virt-ft/internal/control"
 )
 
 func (a *app) activateCommand() *cobra.Command {
@@ -21,18 +23,9 @@ whether the standby took over: from now on it is sent again.
 
 Refused while the other host answers, unless --force is given.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.Activate(cmd.Context(), args[0], force); err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "%s runs on this host, alone\n", safeText(args[0]))
-			return nil
-		},
+		RunE: a.onDomain("%s runs on this host, alone", func(ctx context.Context, c *control.Client, domain string) error {
+			return c.Activate(ctx, domain, force)
+		}),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "even if the other host answers")
 	return cmd

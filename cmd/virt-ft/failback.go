@@ -1,9 +1,11 @@
 package main
 
 import (
-	"fmt"
+	"context"
 
 	"github.com/spf13/cobra"
+
+	"github.com/virt-ft/virt-ft/internal/control"
 )
 
 func (a *app) failbackCommand() *cobra.Command {
@@ -18,17 +20,8 @@ Run it on the host where the guest runs, while it is protected. Use it to bring 
 guest back after a failover, or to empty a host before its maintenance. If the move
 fails the guest goes on where it was.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.Failback(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "%s runs on the other host\n", safeText(args[0]))
-			return nil
-		},
+		RunE: a.onDomain("%s runs on the other host", func(ctx context.Context, c *control.Client, domain string) error {
+			return c.Failback(ctx, domain)
+		}),
 	}
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
-	"fmt"
+	"context"
 
 	"github.com/spf13/cobra"
+
+	"github.com/virt-ft/virt-ft/internal/control"
 )
 
 func (a *app) unprotectCommand() *cobra.Command {
@@ -12,17 +14,8 @@ func (a *app) unprotectCommand() *cobra.Command {
 		Short: "Stop protecting a domain",
 		Long:  "Stop protecting DOMAIN: it runs on where it is, and its standby is removed.",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.Unprotect(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "%s is no longer protected\n", safeText(args[0]))
-			return nil
-		},
+		RunE: a.onDomain("%s is no longer protected", func(ctx context.Context, c *control.Client, domain string) error {
+			return c.Unprotect(ctx, domain)
+		}),
 	}
 }
