@@ -272,6 +272,7 @@ func (b *backup) idle() bool {
 // snapshot publishes what others may look at; the machine's goroutine calls
 // it after each event.
 func (b *backup) snapshot() {
+	now := *b.m // others ask it while the machine goes on
 	holds, runs := b.m.Holds()
 	state, gen := b.m.State(), b.m.Generation()
 	if state != ftengine.BackupClaiming {
@@ -279,9 +280,7 @@ func (b *backup) snapshot() {
 	}
 	b.holdMu.Lock()
 	b.holds, b.runs = holds, runs
-	b.accept = func(g ftengine.Generation) bool {
-		return holds == 0 && g >= gen && state != ftengine.BackupClaiming && state != ftengine.BackupEnding && state != ftengine.BackupFailed && state != ftengine.BackupStopped
-	}
+	b.accept = now.Accepts
 	b.holdMu.Unlock()
 	b.mu.Lock()
 	b.status.Epoch = control.EpochStatus{Captured: uint64(b.m.Acked()), Acked: uint64(b.m.Acked()), Committed: uint64(b.m.Committed())}

@@ -201,10 +201,8 @@ func (b *base) claim(a ftengine.Claim) {
 		}
 		if a.Because == ftengine.ByOperator || a.Because == ftengine.HandedOver {
 			// Both are the word of somebody who may decide.
-			if g, ok := b.arb.(granter); ok {
-				if err := g.Grant(ctx, c.Domain, c.Generation, c.Host); err != nil {
-					b.log.Warn("the grant was not recorded", "err", err)
-				}
+			if err := grant(ctx, b.arb, c); err != nil {
+				b.log.Warn("the grant was not recorded", "err", err)
 			}
 		}
 		verdict, err := b.arb.Claim(ctx, c)
@@ -227,10 +225,7 @@ func (b *base) mayTakeBack(ctx context.Context, c arbiter.Claim) bool {
 	switch {
 	case err == nil && w.State == replica.BackupNone:
 		// It let go of the guest: that is its word, and nobody need be turned off.
-		if g, ok := b.arb.(granter); ok {
-			err = g.Grant(ctx, c.Domain, c.Generation, c.Host)
-		}
-		if err == nil {
+		if err = grant(ctx, b.arb, c); err == nil {
 			return true
 		}
 	case err == nil && w.State == replica.BackupActive:
@@ -283,6 +278,14 @@ func (b *base) claimOf(gen ftengine.Generation) arbiter.Claim {
 // granter is an arbiter that leaves decisions to a person.
 type granter interface {
 	Grant(ctx context.Context, domain string, generation uint64, host string) error
+}
+
+// grant gives an arbiter the word of somebody who may decide, if it listens to that.
+func grant(ctx context.Context, a arbiter.Arbiter, c arbiter.Claim) error {
+	if g, ok := a.(granter); ok {
+		return g.Grant(ctx, c.Domain, c.Generation, c.Host)
+	}
+	return nil
 }
 
 // subscribe returns a channel that gets a value after each change of status.

@@ -100,10 +100,9 @@ func (d *Daemon) trySettle(ctx context.Context, m marker.Marker, insist bool) (d
 		return false, err
 	}
 	c := arbiter.Claim{Domain: m.UUID, Generation: m.Generation + 1, Host: d.cfg.Host}
-	if g, ok := arb.(granter); ok { // a person's word, or the backup's, that it holds nothing
-		if err := g.Grant(ctx, c.Domain, c.Generation, c.Host); err != nil {
-			return false, err
-		}
+	// A person's word, or the backup's, that it holds nothing.
+	if err := grant(ctx, arb, c); err != nil {
+		return false, err
 	}
 	v, err := arb.Claim(ctx, c)
 	switch {

@@ -29,7 +29,6 @@ type primary struct {
 	// domain is the guest's UUID.
 	domain   replica.UUID
 	peerAddr string
-	handed   bool // the backup was told to take over; the machine's goroutine owns it
 	ended    bool // the machine came to its end; the machine's goroutine owns it
 
 	peerRuns     atomic.Bool   // the backup said that it runs the guest
@@ -149,7 +148,6 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.Release:
 		p.out.grant(p.currentLink(), a.Epoch)
 	case ftengine.OpenGate:
-		p.handed = false // what the backup was told came to nothing
 		p.out.openGate()
 	case ftengine.Claim:
 		p.claim(a)
@@ -158,7 +156,6 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.RetryAfter:
 		p.retryAfter(a)
 	case ftengine.SendGuestDead:
-		p.handed = true
 		p.out.seal()
 		p.withLink(func(l *link) { l.send(0, &replica.GuestDead{Reason: a.Reason}) })
 	case ftengine.SendStandDown:
@@ -260,7 +257,7 @@ func isStopped(status string) bool { return status != "running" && status != "sa
 
 func (p *primary) finish(reason string) {
 	p.dropLink()
-	gone := p.m.Left() || p.handed
+	gone := p.m.Left()
 	switch {
 	case gone && p.peerRuns.Load():
 		p.noteStale() // before nothing else speaks of it any more
