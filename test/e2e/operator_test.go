@@ -89,19 +89,38 @@ func operatorReboots(p *pair, g *lab.Guest) {
 // operatorPlugs gives the guest a network card and a disk, and takes the card
 // away: each time a standby of that shape is made.
 func operatorPlugs(p *pair, g *lab.Guest) {
-	const image = "/var/lib/libvirt/images/plugged.raw"
-	_, err := p.A.Run(p.step(), "truncate", "--size", "4M", image)
-	p.must(err)
 	p.protect(p.A, g.Name)
 	p.virsh(p.A, "attach-interface", g.Name, "bridge", "br0", "--model", "virtio", "--mac", "52:54:00:f7:00:0d", "--live")
 	p.standbyHas(g.Name, "52:54:00:f7:00:0d", true, "domiflist")
-	p.virsh(p.A, "attach-disk", g.Name, image, "vdb", "--targetbus", "virtio", "--subdriver", "raw", "--live")
+	p.plug(g, "vdb")
 	p.standbyHas(g.Name, "vdb", true, "domblklist")
 	p.refused("block", p.A, "detach-disk", g.Name, "vdb", "--live") // it is being mirrored
 	p.goesOn(g.Name)
 	p.virsh(p.A, "detach-interface", g.Name, "bridge", "--mac", "52:54:00:f7:00:0d", "--live")
 	p.standbyHas(g.Name, "52:54:00:f7:00:0d", false, "domiflist")
 	p.unprotect(g.Name)
+	p.unplug(g, "vdb")
+}
+
+// plug gives the guest a small disk.
+func (p *pair) plug(g *lab.Guest, target string) {
+	p.t.Helper()
+	image := hostFiles + target + ".raw"
+	_, err := p.A.Run(p.step(), "truncate", "--size", "4M", image)
+	p.must(err)
+	p.virsh(p.A, "attach-disk", g.Name, image, target, "--targetbus", "virtio", "--subdriver", "raw", "--live")
+}
+
+// unplug takes a disk away, which the guest has to agree to.
+func (p *pair) unplug(g *lab.Guest, target string) {
+	p.t.Helper()
+	p.virsh(p.A, "detach-disk", g.Name, target, "--live")
+	p.eventually("the disk stays", func() error {
+		if list := p.virsh(p.A, "domblklist", g.Name); strings.Contains(list, target) {
+			return errors.New(list)
+		}
+		return nil
+	})
 }
 
 // standbyHas waits until A's guest is protected by a standby of which a virsh
@@ -122,6 +141,7 @@ func (p *pair) standbyHas(domain, device string, want bool, list string) {
 // it does not run before it is to, and then it does, with its disk, which can be
 // unplugged from a guest that is not protected.
 func operatorAtStandby(p *pair, g *lab.Guest) {
+	p.plug(g, "vdb")
 	p.protect(p.A, g.Name)
 	born := p.tickFrom(p.A).BootID
 	first, err := p.B.QEMU(g.Name)
@@ -147,13 +167,7 @@ func operatorAtStandby(p *pair, g *lab.Guest) {
 		p.t.Errorf("it is another guest: boot %v became %v", born, now.BootID)
 	}
 	p.turn()
-	p.virsh(p.A, "detach-disk", g.Name, "vdb", "--live")
-	p.eventually("the disk stays", func() error {
-		if list := p.virsh(p.A, "domblklist", g.Name); strings.Contains(list, "vdb") {
-			return errors.New(list)
-		}
-		return nil
-	})
+	p.unplug(g, "vdb")
 }
 
 // hostFiles is a directory of a host of the lab, gone with it.
