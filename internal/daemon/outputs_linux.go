@@ -58,6 +58,7 @@ type outputs struct {
 	gate    *netgate.Gate // nil: no session yet, or no network interface
 	nics    []netgate.NIC
 	queue   []*heldEpoch
+	opening bool // the gate: what is in its open queue is performed with the rest
 	closed  bool // no gate comes into being any more
 	sealed  bool
 	gone    bool // the guest: what it sent waits for the gate to open
@@ -213,7 +214,7 @@ func (o *outputs) hold(l *link) error {
 		if err := l.ctx.Err(); err != nil {
 			return fmt.Errorf("the connection to the backup is gone: %w", err)
 		}
-		o.pass() // what a checkpoint of the session before was late to cut
+		o.pass() // should anything be left of the session before
 		o.to.Store(l)
 		if g := o.current(); g != nil {
 			return g.Hold()
@@ -230,12 +231,14 @@ func (o *outputs) begin(l *link, epoch ftengine.Epoch) {
 	o.open.Store(uint64(epoch) + 1)
 }
 
-// atPause closes the queue of the epoch that ends. The guest stands still.
+// atPause closes the queue of the epoch that ends. The guest stands still. A
+// checkpoint of a session that is over cuts nothing from a gate that opens: nobody
+// would come for it before the next session.
 func (o *outputs) atPause() {
 	h := o.next
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.gate == nil || h == nil {
+	if o.gate == nil || h == nil || o.opening || !o.gate.Holding() {
 		return
 	}
 	select {
@@ -355,8 +358,13 @@ func (o *outputs) pass() {
 	for _, h := range o.queue {
 		held = append(held, h.frames...)
 	}
-	o.queue = nil
+	o.queue, o.opening = nil, true
 	o.mu.Unlock()
+	defer func() {
+		o.mu.Lock()
+		o.opening = false
+		o.mu.Unlock()
+	}()
 	o.to.Store(nil)
 	if gate == nil {
 		// What an earlier daemon held is gone with it.
