@@ -31,7 +31,7 @@ func TestAsk(t *testing.T) {
 	if w.State != BackupActive || w.Generation != 9 || w.Host != "host-b" || w.Token != (Token{}) {
 		t.Errorf("%+v", w)
 	}
-	_, err = d.Ask(t.Context(), l.Addr().String(), testDomain, Hello{Domain: testDomain, DomainName: "web2"})
+	_, err = d.Ask(t.Context(), l.Addr().String(), testDomain, Hello{Domain: testDomain, DomainName: "web2", Host: "host-a"})
 	var refused *RefusedError
 	if !errors.As(err, &refused) || refused.Code != CodeBusy {
 		t.Error(err)
@@ -42,7 +42,7 @@ func TestAsk(t *testing.T) {
 	if s, err := l.Accept(ctx); s != nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("a session began: %v, %v", s, err)
 	}
-	if _, err := (&Dialer{Transport: ca.transport(t, "host-c")}).Ask(t.Context(), l.Addr().String(), testDomain, Hello{Domain: testDomain}); err == nil {
-		t.Error("a stranger was answered")
+	if _, err := (&Dialer{Transport: ca.transport(t, "host-c")}).Ask(t.Context(), l.Addr().String(), testDomain, Hello{Domain: testDomain, Host: "host-a"}); !errors.As(err, &refused) || refused.Code != CodePolicy {
+		t.Errorf("host-c was not refused: %v", err)
 	}
 }

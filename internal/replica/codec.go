@@ -197,6 +197,12 @@ func encodePayload(dst []byte, m Message) ([]byte, error) {
 // PackedPages and DiskWrites are refused: their data follows them, see
 // [Conn.SendPages], [Conn.SendPacked] and [Conn.SendDiskWrites].
 func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
+	return appendMessage(dst, h, m, false)
+}
+
+// appendMessage is AppendMessage, or the same without a checksum of the payload,
+// for what is sealed.
+func appendMessage(dst []byte, h Header, m Message, sealed bool) ([]byte, error) {
 	if m.Type().hasRuns() {
 		return dst, &FormatError{Type: m.Type(), Field: "type", Reason: "is sent with " + m.Type().sentWith() + " only"}
 	}
@@ -209,7 +215,10 @@ func AppendMessage(dst []byte, h Header, m Message) ([]byte, error) {
 		return dst, err
 	}
 	payload := buf[start+HeaderBytes:]
-	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(payload)), crc32.Checksum(payload, castagnoli())
+	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(payload)), 0
+	if !sealed {
+		h.PayloadCRC = crc32.Checksum(payload, castagnoli())
+	}
 	h.append(buf[start:start])
 	return buf, nil
 }

@@ -43,6 +43,7 @@ func samples() []Message {
 		&Heartbeat{Seq: 5, SentNs: 1e9}, &HeartbeatAck{Seq: 5, EchoedNs: 1e9, CameUnixNs: 1234567890, UnixNs: 1234567999},
 		&GuestDead{"SIGKILL"}, &StandDown{"guest shut down"}, &Activated{}, &Bye{"unprotect"}, &Error{CodeProtocol, "bad CRC"},
 		&DiskSums{Disk: 1, FirstBlock: 0x1000, Sums: []byte("sixteen bytes ofa sum, then more")}, &StreamEnd{Pages: 77},
+		&Question{Seq: 3, Kind: QuestionFacts, Body: []byte("{}")}, &Answer{Seq: 3, CameUnixNs: 1234567890, UnixNs: 1234567999, Refused: true, Reason: "why", Body: []byte("[]")},
 	}
 }
 
@@ -79,8 +80,13 @@ func wireFor(t Type) (*Conn, *wire) {
 	if kindOf(t).channel&ControlChannel != 0 {
 		return wireConn(ControlChannel)
 	}
-	if t == TypeStreamEnd {
+	switch t {
+	case TypeStreamEnd:
 		return wireStream(1)
+	case TypeQuestion, TypeAnswer:
+		c, w := wireConn(ControlChannel)
+		c.asking = true
+		return c, w
 	}
 	return wireConn(DataChannel)
 }
@@ -355,6 +361,10 @@ func genMessage(t *rapid.T) Message {
 		return &EpochEnd{u64.Draw(t, "pages"), u64.Draw(t, "packets"), u64.Draw(t, "writes"), EpochFlags(rapid.IntRange(0, 3).Draw(t, "flags")), rapid.Int64().Draw(t, "at"), rapid.Uint8().Draw(t, "streams") &^ 1, GuestClock{u64.Draw(t, "clock") >> 1, u64.Draw(t, "realtime") >> 1, u64.Draw(t, "paused") >> 1}}
 	case *StreamEnd:
 		return &StreamEnd{u64.Draw(t, "pages")}
+	case *Question:
+		return &Question{rapid.Uint64Min(1).Draw(t, "seq"), QuestionKind(rapid.IntRange(1, 3).Draw(t, "kind")), rapid.SliceOf(rapid.Byte()).Draw(t, "body")}
+	case *Answer:
+		return &Answer{rapid.Uint64Min(1).Draw(t, "seq"), rapid.Int64().Draw(t, "came"), rapid.Int64().Draw(t, "unix"), rapid.Bool().Draw(t, "refused"), text.Draw(t, "reason"), rapid.SliceOf(rapid.Byte()).Draw(t, "body")}
 	case *Output:
 		return &Output{genPackets(t)}
 	case *Input:

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"hash/crc32"
 	"net"
@@ -25,16 +26,20 @@ type Frame struct {
 // time. An error of any of them, but for a context that ended between two
 // messages, is final: close the Conn.
 type Conn struct {
-	raw        net.Conn // the TCP connection, also under TLS
+	raw        net.Conn  // the TCP connection, also under TLS
+	tls        *tls.Conn // over it; nil in plain
 	channel    Channel
-	stream     int // which of the data connections, from 0
+	stream     int  // which of the data connections, from 0
+	asking     bool // questions are answered on it, and nothing else is said
 	protection UUID
 	version    uint8
 	peer       string
 	sender     *zcstream.Sender
 	receiver   *zcstream.Receiver
-	heads      sync.Pool // *[]byte, run tables on their way
-	packs      sync.Pool // *[]byte, packed messages on their way
+	heads      sync.Pool     // *[]byte, run tables on their way
+	packs      sync.Pool     // *[]byte, packed messages on their way
+	out        *sealer       // of what is sent; nil: CRCs
+	sending    chan struct{} // holds one token: whose turn it is, where records are sealed
 
 	// Owned by the receiving goroutine.
 	phase       phase
@@ -60,7 +65,8 @@ func newConn(raw, stream net.Conn, ch Channel, protection UUID) *Conn {
 		_ = c.receiver.Close()  // only its descriptor: the connection is closed
 		return err
 	}
-	if stream != raw {
+	if t, ok := stream.(*tls.Conn); ok {
+		c.tls = t
 		c.close = raw.Close // without TLS's farewell, which may block
 	}
 	return c
@@ -77,7 +83,10 @@ func (c *Conn) Stream() int { return c.stream }
 
 // place is the connection's kind as the table of types knows it.
 func (c *Conn) place() Channel {
-	if c.channel == DataChannel && c.stream > 0 {
+	switch {
+	case c.asking:
+		return asking
+	case c.channel == DataChannel && c.stream > 0:
 		return furtherData
 	}
 	return c.channel
@@ -117,11 +126,11 @@ func (c *Conn) Send(ctx context.Context, st Stamp, m Message) error {
 	if err := c.allows(m.Type()); err != nil {
 		return err
 	}
-	buf, err := AppendMessage(nil, c.header(st), m)
+	buf, err := appendMessage(nil, c.header(st), m, c.out != nil)
 	if err != nil {
 		return err
 	}
-	return connError("send", c.peer, c.sender.Send(ctx, nil, buf))
+	return connError("send", c.peer, c.sealedSend(ctx, nil, HeaderBytes, buf))
 }
 
 // SendPages sends runs and the data of those that are not zero: data holds
@@ -148,12 +157,12 @@ func (c *Conn) sendRuns(ctx context.Context, st Stamp, m runsMessage, data [][]b
 		done(err)
 		return err
 	}
-	bufs := make([][]byte, 0, 1+len(data))
+	bufs := make([][]byte, 0, 2+len(data))
 	bufs = append(append(bufs, *head), data...)
-	err = c.sender.Send(ctx, func(err error) {
+	err = c.sealedSend(ctx, func(err error) {
 		c.heads.Put(head)
 		done(connError("send", c.peer, err))
-	}, bufs...)
+	}, len(*head), bufs...)
 	return connError("send", c.peer, err)
 }
 
@@ -164,9 +173,9 @@ func (c *Conn) runsHead(st Stamp, m runsMessage, data [][]byte) (*[]byte, error)
 		return nil, err
 	}
 	buf := *head
-	crc, total := crc32.Checksum(buf[HeaderBytes:], castagnoli()), uint64(0)
+	crc, total := c.sum(0, buf[HeaderBytes:]), uint64(0)
 	for _, d := range data {
-		crc = crc32.Update(crc, castagnoli(), d)
+		crc = c.sum(crc, d)
 		total += uint64(len(d))
 	}
 	if want := m.announced(); total != want {
@@ -177,6 +186,14 @@ func (c *Conn) runsHead(st Stamp, m runsMessage, data [][]byte) (*[]byte, error)
 	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(buf)-HeaderBytes)+uint32(total), crc
 	h.append(buf[:0])
 	return head, nil
+}
+
+// sum returns crc continued over p; 0 where a seal takes its place.
+func (c *Conn) sum(crc uint32, p []byte) uint32 {
+	if c.out != nil {
+		return 0
+	}
+	return crc32.Update(crc, castagnoli(), p)
 }
 
 // startRuns returns room for a header and what m has before its data, from pool,
@@ -212,11 +229,12 @@ func (c *Conn) SendPacked(ctx context.Context, st Stamp, runs []Run, rawBytes in
 		c.packs.Put(msg)
 		return &FormatError{Type: m.Type(), Field: "packed data", Reason: fmt.Sprintf("%d bytes of %d, the runs announce %d", len(packed), rawBytes, want)}
 	}
+	tableEnd := len(*msg)
 	*msg = append(*msg, packed...)
 	buf := *msg
 	h := c.header(st)
-	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(buf)-HeaderBytes), crc32.Checksum(buf[HeaderBytes:], castagnoli())
+	h.Type, h.PayloadBytes, h.PayloadCRC = m.Type(), uint32(len(buf)-HeaderBytes), c.sum(0, buf[HeaderBytes:])
 	h.append(buf[:0])
-	err = c.sender.Send(ctx, func(error) { c.packs.Put(msg) }, buf)
+	err = c.sealedSend(ctx, func(error) { c.packs.Put(msg) }, tableEnd, buf)
 	return connError("send", c.peer, err)
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"github.com/virt-ft/virt-ft/internal/pki"
 )
 
 // Dialer opens sessions. Its zero value dials with DefaultTransport.
@@ -32,6 +34,9 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 		return nil, err
 	}
 	hello.VersionMin, hello.VersionMax = VersionMin, VersionMax
+	if hello.Capabilities &^= CapPlainPages; d.Transport.plainPages() {
+		hello.Capabilities |= CapPlainPages
+	}
 	hello.Channel, hello.Token, hello.Stream = ControlChannel, Token{}, 0
 	hello.Streams = min(max(hello.Streams, 1), MaxStreams)
 	st := Stamp{Generation: generation}
@@ -41,7 +46,7 @@ func (d *Dialer) Dial(ctx context.Context, addr string, protection UUID, generat
 		return nil, err
 	}
 	welcome := f.Msg.(*Welcome)
-	streams, err := d.openStreams(ctx, addr, cfg, protection, st, hello, welcome)
+	streams, err := d.openStreams(ctx, addr, cfg, control, st, hello, welcome)
 	if err != nil {
 		_ = control.Close()
 		return nil, err
@@ -91,9 +96,17 @@ func (d *Dialer) Ask(ctx context.Context, addr string, protection UUID, hello He
 // openStreams opens the data connections that welcome grants. One after the other,
 // so that a dialer takes one of the listener's handshakes at a time: hosts that
 // set up many protections at once would else turn each other away.
-func (d *Dialer) openStreams(ctx context.Context, addr string, cfg *tls.Config, protection UUID, st Stamp, hello Hello, welcome *Welcome) ([]*Conn, error) {
+func (d *Dialer) openStreams(ctx context.Context, addr string, cfg *tls.Config, control *Conn, st Stamp, hello Hello, welcome *Welcome) ([]*Conn, error) {
 	hello.Channel, hello.Token = DataChannel, welcome.Token
 	var streams []*Conn
+	var plain *seals
+	if welcome.Capabilities&hello.Capabilities&CapPlainPages != 0 {
+		var err error
+		if plain, err = newSeals(control.tls, welcome.Token); err != nil {
+			return nil, &ConnError{Op: "handshake", Peer: addr, Err: err}
+		}
+		cfg = nil
+	}
 	fail := func(err error) ([]*Conn, error) {
 		for _, c := range streams {
 			_ = c.Close()
@@ -101,10 +114,15 @@ func (d *Dialer) openStreams(ctx context.Context, addr string, cfg *tls.Config, 
 		return nil, err
 	}
 	for i := range welcome.Streams {
-		hello.Stream = i
-		c, f, err := d.greet(ctx, addr, cfg, protection, st, &hello)
+		if hello.Stream = i; plain != nil {
+			hello.Token = plain.ticket(int(i))
+		}
+		c, f, err := d.greet(ctx, addr, cfg, control.protection, st, &hello)
 		if err != nil {
 			return fail(err)
+		}
+		if plain != nil {
+			plain.put(c, false)
 		}
 		streams = append(streams, c)
 		if w := f.Msg.(*Welcome); w.Version != welcome.Version || w.Streams != welcome.Streams {
@@ -151,6 +169,9 @@ func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, p
 	}
 	f, err := c.Recv(ctx)
 	if err != nil {
+		if remedy := tlsRemedy(err); c.tls != nil && remedy != "" { // TLS 1.3: the listener judges after we are through
+			err = &TransportError{Err: err, Remedy: remedy}
+		}
 		return nil, Frame{}, err
 	}
 	if r, ok := f.Msg.(*Refuse); ok {
@@ -158,6 +179,11 @@ func (d *Dialer) greetOver(ctx context.Context, raw net.Conn, cfg *tls.Config, p
 	}
 	c.phase = established
 	w := f.Msg.(*Welcome) // the phase allows nothing else
+	if c.tls != nil {
+		if err := d.Transport.identifyListener(pki.Names(c.tls.ConnectionState().PeerCertificates[0]), w.Host); err != nil {
+			return nil, Frame{}, &TransportError{Err: err}
+		}
+	}
 	switch {
 	case w.Channel != hello.Channel:
 		return nil, Frame{}, &FormatError{Type: TypeWelcome, Field: "channel", Offset: 1, Reason: "is not the one asked for"}

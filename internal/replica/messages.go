@@ -29,8 +29,12 @@ const (
 )
 
 // Capabilities are optional abilities, as bits; both sides use the common ones.
-// None are defined yet.
 type Capabilities uint64
+
+// CapPlainPages: data connections without TLS, sealed by keys of the control
+// connection's TLS session. The dialer offers it, and the listener, if it wants it
+// too, has it in its Welcome on the control connection.
+const CapPlainPages Capabilities = 1 << 1
 
 // Hello is the first message on each connection. The dialer fills in versions,
 // channel, token and stream by itself.

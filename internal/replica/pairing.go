@@ -11,6 +11,8 @@ import (
 type pending struct {
 	protection UUID
 	cert       []byte                  // of the dialer; nil in plain mode
+	seals      *seals                  // of data connections without TLS beside a control connection with it; else nil
+	tokens     []Token                 // the Welcome's, or the ticket of each data connection
 	welcome    *Welcome                // for the data connections: without token
 	came       chan *Conn              // room for all of them
 	fail       context.CancelCauseFunc // ends the wait
@@ -21,16 +23,45 @@ type pending struct {
 	gone    bool // nobody waits any more
 }
 
-// expect makes the token of welcome good for its data connections.
-func (l *Listener) expect(protection UUID, cert []byte, welcome Welcome, fail context.CancelCauseFunc) *pending {
+// expect makes the token of welcome, which c is to be sent, or the tickets that
+// come of it, good for its data connections.
+func (l *Listener) expect(c *Conn, cert []byte, welcome Welcome, fail context.CancelCauseFunc) (*pending, error) {
 	token := welcome.Token
 	welcome.Channel, welcome.Token = DataChannel, Token{}
 	n := int(welcome.Streams)
-	p := &pending{protection: protection, cert: cert, welcome: &welcome, came: make(chan *Conn, n), fail: fail, missing: n}
+	p := &pending{protection: c.protection, cert: cert, tokens: []Token{token}, welcome: &welcome, came: make(chan *Conn, n), fail: fail, missing: n}
+	if welcome.Capabilities&CapPlainPages != 0 {
+		var err error
+		if p.seals, err = newSeals(c.tls, token); err != nil {
+			return nil, err
+		}
+		p.tokens = nil
+		for i := range n {
+			p.tokens = append(p.tokens, p.seals.ticket(i))
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pending[token] = p
-	return p
+	for _, t := range p.tokens {
+		l.pending[t] = p
+	}
+	return p, nil
+}
+
+// drop makes p's tokens worthless. l.mu is held.
+func (l *Listener) drop(p *pending) {
+	for _, t := range p.tokens {
+		delete(l.pending, t)
+	}
+}
+
+// theirs tells whether c, of a dialer with this certificate, is of the session
+// whose token it brought.
+func (p *pending) theirs(c *Conn, token Token, cert []byte) bool {
+	if p.seals == nil {
+		return p.protection == c.protection && slices.Equal(p.cert, cert)
+	}
+	return p.protection == c.protection && c.tls == nil && (c.stream >= len(p.tokens) || token == p.tokens[c.stream])
 }
 
 // collect waits for all data connections and returns them in their order.
@@ -53,10 +84,10 @@ func (p *pending) collect(ctx context.Context) ([]*Conn, error) {
 }
 
 // forget ends the wait for p's data connections, and closes those that came late.
-func (l *Listener) forget(t Token, p *pending) {
+func (l *Listener) forget(p *pending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.pending, t)
+	l.drop(p)
 	p.gone = true
 	for {
 		select {
@@ -80,7 +111,7 @@ func (l *Listener) claim(c *Conn, hello *Hello, cert []byte) (*pending, *Refuse)
 	}
 	var refusal *Refuse
 	switch n := int(p.welcome.Streams); {
-	case p.protection != c.protection || !slices.Equal(p.cert, cert):
+	case !p.theirs(c, hello.Token, cert):
 		refusal = &Refuse{CodeToken, "the token of the data connection is not this peer's", "open a new session"}
 	case c.stream >= n:
 		refusal = &Refuse{CodeProtocol, fmt.Sprintf("data connection %d, of 0 to %d", c.stream, n-1), "open a new session"}
@@ -88,28 +119,31 @@ func (l *Listener) claim(c *Conn, hello *Hello, cert []byte) (*pending, *Refuse)
 		refusal = &Refuse{CodeProtocol, fmt.Sprintf("data connection %d is there already", c.stream), "open a new session"}
 	}
 	if refusal != nil {
-		delete(l.pending, hello.Token)
+		l.drop(p)
 		p.fail(errors.New("the token was used wrongly: " + refusal.Reason))
 		return nil, refusal
 	}
 	p.claimed[c.stream] = true
 	if p.missing--; p.missing == 0 {
-		delete(l.pending, hello.Token) // works once for each of them
+		l.drop(p) // a token works once for each of them
 	}
 	return p, nil
 }
 
 // serveData answers a data connection, and hands it to its control connection.
-func (l *Listener) serveData(ctx context.Context, c *Conn, hello *Hello, cert []byte, release func()) error {
+func (l *Listener) serveData(ctx context.Context, c *Conn, hello *Hello, cert []byte, known func()) error {
 	p, refusal := l.claim(c, hello, cert)
 	if refusal != nil {
 		return l.refuse(ctx, c, Stamp{}, *refusal)
 	}
-	release() // as for the control connection, which has at most MaxStreams of these
+	known() // as for the control connection, which has at most MaxStreams of these
 	st := Stamp{Generation: p.welcome.Generation, Epoch: p.welcome.LastCommitted}
 	if err := c.Send(ctx, st, p.welcome); err != nil {
 		p.fail(fmt.Errorf("data connection %d: %w", c.stream, err))
 		return err
+	}
+	if p.seals != nil {
+		p.seals.put(c, true)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

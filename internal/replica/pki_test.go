@@ -22,7 +22,7 @@ type testCA struct {
 	file string
 }
 
-func newCA(t *testing.T, name string) testCA {
+func newCA(t testing.TB, name string) testCA {
 	t.Helper()
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
@@ -35,13 +35,19 @@ func newCA(t *testing.T, name string) testCA {
 }
 
 // issue makes a pair for name, valid until notAfter, for either use.
-func (ca testCA) issue(t *testing.T, name string, notAfter time.Time) (certFile, keyFile string) {
+func (ca testCA) issue(t testing.TB, name string, notAfter time.Time) (certFile, keyFile string) {
+	t.Helper()
+	return ca.issueAs(t, name, func(x *x509.Certificate) { x.NotAfter = notAfter })
+}
+
+// issueAs is issue with the certificate changed before it is signed.
+func (ca testCA) issueAs(t testing.TB, name string, change func(*x509.Certificate)) (certFile, keyFile string) {
 	t.Helper()
 	dir := t.TempDir()
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 	}
@@ -50,12 +56,13 @@ func (ca testCA) issue(t *testing.T, name string, notAfter time.Time) (certFile,
 	} else {
 		tmpl.DNSNames = []string{name}
 	}
+	change(tmpl)
 	signed(t, tmpl, &ca, certFile, keyFile)
 	return certFile, keyFile
 }
 
 // signed makes a certificate, signed by ca or by itself, and writes it.
-func signed(t *testing.T, tmpl *x509.Certificate, ca *testCA, certFile, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey) {
+func signed(t testing.TB, tmpl *x509.Certificate, ca *testCA, certFile, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -84,16 +91,28 @@ func signed(t *testing.T, tmpl *x509.Certificate, ca *testCA, certFile, keyFile 
 	return cert, key
 }
 
-func writePEM(t *testing.T, file, typ string, der []byte) {
+func writePEM(t testing.TB, file, typ string, der []byte) {
 	t.Helper()
 	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// plainPages is tr with pages in plain.
+func plainPages(tr Transport) Transport {
+	tr.Pages = ModePlain
+	return tr
+}
+
 // transport is the TLS transport of a host named name.
-func (ca testCA) transport(t *testing.T, name string) Transport {
+func (ca testCA) transport(t testing.TB, name string) Transport {
 	t.Helper()
 	cert, key := ca.issue(t, name, time.Now().Add(time.Hour))
-	return Transport{Mode: ModeTLS, CACert: ca.file, ServerCert: cert, ServerKey: key, ClientCert: cert, ClientKey: key, ServerName: "host-b"}
+	return Transport{Mode: ModeTLS, CACert: ca.file, ServerCert: cert, ServerKey: key, ClientCert: cert, ClientKey: key, ServerName: "host-b", AllowedNames: []string{"host-a"}}
+}
+
+// benchCA returns the transports of two hosts.
+func benchCA(b *testing.B) map[string]Transport {
+	ca := newCA(b, "CA")
+	return map[string]Transport{"host-a": ca.transport(b, "host-a"), "host-b": ca.transport(b, "host-b")}
 }

@@ -23,6 +23,17 @@ type inbox struct {
 	packed []byte    // packed data
 	raw    []byte    // the same unpacked, where its place is in several pieces
 	unpack *unpacker // made with the first packed message
+	seal   *sealer   // nil: CRCs
+	sealed [sealBytes]byte
+}
+
+// sum takes p into what the message is checked with.
+func (in *inbox) sum(crc uint32, p []byte) uint32 {
+	if in.seal != nil {
+		in.seal.write(p)
+		return 0
+	}
+	return crc32.Update(crc, castagnoli(), p)
 }
 
 // resized returns *b with n bytes, whose contents do not matter.
@@ -107,13 +118,16 @@ func (c *Conn) receiveBody(ctx context.Context, place Place) (Frame, error) {
 	if err != nil {
 		return Frame{}, err
 	}
+	if c.in.seal != nil {
+		c.in.seal.begin(c.head[:])
+	}
 	if h.Type.hasRuns() {
 		return c.receiveRuns(ctx, h, place)
 	}
 	payload := make([]byte, h.PayloadBytes) // bounded by DecodeHeader
 	crc, err := c.readSummed(ctx, 0, payload)
 	if err == nil {
-		err = checkCRC(h, crc)
+		err = c.checkSum(ctx, h, crc)
 	}
 	if err != nil {
 		return Frame{}, err
@@ -171,7 +185,7 @@ func (c *Conn) receiveRuns(ctx context.Context, h Header, place Place) (Frame, e
 			return f, err
 		}
 	}
-	return f, checkCRC(h, crc)
+	return f, c.checkSum(ctx, h, crc)
 }
 
 // readTable reads what comes before the data, into the inbox.
@@ -193,7 +207,10 @@ func (c *Conn) readTable(ctx context.Context, h Header) (crc uint32, err error) 
 	}
 	table := resized(&c.in.table, 4+int(n)*runBytes+tail)
 	copy(table, count[:])
-	return c.readSummed(ctx, crc, table[4:])
+	if crc, err = c.readSummed(ctx, crc, table[4:]); err == nil && c.in.seal != nil {
+		c.in.seal.cut()
+	}
+	return crc, err
 }
 
 // placed asks where want bytes of data of f go.
@@ -225,7 +242,7 @@ func (c *Conn) receivePacked(ctx context.Context, f Frame, crc uint32, want int,
 	}
 	crc, err := c.readSummed(ctx, crc, resized(&in.packed, f.Packed))
 	if err == nil {
-		err = checkCRC(f.Header, crc)
+		err = c.checkSum(ctx, f.Header, crc)
 	}
 	if err == nil && in.unpack == nil {
 		in.unpack, err = newUnpacker()
@@ -273,7 +290,7 @@ func (c *Conn) readPieces(ctx context.Context, crc uint32, pieces [][]byte) (uin
 			return 0, err
 		}
 		for _, p := range pieces[:n] {
-			crc = crc32.Update(crc, castagnoli(), p)
+			crc = c.in.sum(crc, p)
 		}
 		pieces = pieces[n:]
 	}
@@ -287,7 +304,7 @@ func (c *Conn) readSummed(ctx context.Context, crc uint32, p []byte) (uint32, er
 		if _, err := c.receiver.ReadFull(ctx, chunk); err != nil {
 			return 0, err
 		}
-		crc = crc32.Update(crc, castagnoli(), chunk)
+		crc = c.in.sum(crc, chunk)
 		p = p[len(chunk):]
 	}
 	return crc, nil

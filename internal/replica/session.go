@@ -10,8 +10,11 @@ import (
 const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultUserTimeout      = 5 * time.Second
-	DefaultMaxHandshakes    = 32 // connections that have not said a valid Hello yet
-	maxUnpaired             = 64 // control connections that wait for their data connections, or for Accept
+	DefaultMaxHandshakes    = 128 // connections that have not proven who they are
+	addressShare            = 4   // of them: one part in so many may be from one address
+	maxUnpaired             = 64  // control connections that wait for their data connections, or for Accept
+	asksPerSecond           = 50  // of one host
+	asksBurst               = 300
 )
 
 // Session is the connections of one protection.

@@ -65,8 +65,11 @@ func TestSessionsArePaired(t *testing.T) {
 	hostB := ca.transport(t, "host-b")
 	hostB.AllowedNames = []string{"host-a"}
 	for mode, tr := range map[string]struct{ l, d Transport }{
-		"plain": {Transport{Mode: ModePlain}, Transport{Mode: ModePlain}},
-		"tls":   {hostB, ca.transport(t, "host-a")},
+		"plain":                         {Transport{Mode: ModePlain}, Transport{Mode: ModePlain}},
+		"tls":                           {hostB, ca.transport(t, "host-a")},
+		"sealed":                        {plainPages(hostB), plainPages(ca.transport(t, "host-a"))},
+		"tls, for one of them wants it": {hostB, plainPages(ca.transport(t, "host-a"))},
+		"tls, for the other wants it":   {plainPages(hostB), ca.transport(t, "host-a")},
 	} {
 		t.Run(mode, func(t *testing.T) {
 			var peers sync.Map
@@ -104,11 +107,14 @@ func TestSessionsArePaired(t *testing.T) {
 					t.Fatal("a session is missing")
 				}
 				defer a.Close()
+				if sealed := a.Data.out != nil; sealed != (mode == "sealed") || sealed == (a.Data.tls != nil) && mode != "plain" || (a.Control.tls == nil) != (mode == "plain") {
+					t.Errorf("sealed: %v", sealed)
+				}
 				exchange(t, a, b)
 				if a.Version != VersionMax || b.Version != VersionMax || a.PeerGeneration != 7 || b.PeerGeneration != 6 || a.Welcome.LastCommitted != 41 || b.Hello.DomainName != "web1" {
 					t.Errorf("%+v / %+v", a, b)
 				}
-				if p, ok := peers.Load(b.Protection()); !ok || (mode == "tls") != (len(p.(Peer).Names) == 1) {
+				if p, ok := peers.Load(b.Protection()); !ok || (mode != "plain") != (len(p.(Peer).Names) == 1) {
 					t.Errorf("peer %+v", p)
 				}
 				a.Close()
@@ -244,7 +250,7 @@ func closes(t *testing.T, c net.Conn) {
 }
 
 func TestStrangersAreBounded(t *testing.T) {
-	l := listen(t, ListenerOptions{HandshakeTimeout: 300 * time.Millisecond, MaxHandshakes: 3})
+	l := listen(t, ListenerOptions{HandshakeTimeout: 300 * time.Millisecond, MaxHandshakes: 3 * addressShare})
 	dial := func(say string) net.Conn {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
@@ -354,9 +360,9 @@ func TestTLSRefusals(t *testing.T) {
 		l, d Transport
 		says string // part of the dialer's error; empty: whichever
 	}{
-		"server of another CA":  {other.transport(t, "host-b"), hostA, "signed by the CA"},
+		"server of another CA":  {other.transport(t, "host-b"), hostA, "signed by the authority"},
 		"client of another CA":  {hostB, with(other.transport(t, "host-a"), func(tr *Transport) { tr.CACert = ca.file }), ""},
-		"server of wrong name":  {ca.transport(t, "host-c"), hostA, "subject alternative name"},
+		"server of wrong name":  {ca.transport(t, "host-c"), hostA, `made out to "host-c", and not to "host-b"`},
 		"client not on list":    {with(hostB, func(tr *Transport) { tr.AllowedNames = []string{"host-z"} }), hostA, ""},
 		"expired server":        {with(hostB, expired), hostA, "renew the certificate"},
 		"expired client":        {hostB, with(hostA, expired), ""},

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"syscall"
 	"time"
@@ -31,6 +32,38 @@ func tune(conn *net.TCPConn, userTimeout time.Duration) error {
 		errs[3] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 	})
 	return errors.Join(append(errs[:], err)...)
+}
+
+// peek returns the first byte that came on raw, a TCP connection, and leaves it there.
+func peek(ctx context.Context, raw net.Conn) (byte, error) {
+	conn, ok := raw.(*net.TCPConn)
+	if !ok {
+		return 0, errors.New("not a TCP connection")
+	}
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	// It is not undone: ctx ends a handshake, and the connection with it.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
+	var b [1]byte
+	var n int
+	var failed error
+	err = rc.Read(func(fd uintptr) bool {
+		n, _, failed = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK)
+		return !errors.Is(failed, unix.EAGAIN) && !errors.Is(failed, unix.EINTR)
+	})
+	switch {
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	case err != nil:
+		return 0, err
+	case failed != nil:
+		return 0, failed
+	case n == 0:
+		return 0, io.EOF
+	}
+	return b[0], nil
 }
 
 // tcpDialer makes plain TCP: Multipath TCP, Go's default for listeners, has

@@ -63,8 +63,9 @@ func TestStreamOf(t *testing.T) {
 func TestSessionsOfStreams(t *testing.T) {
 	ca := newCA(t, "CA")
 	for mode, tr := range map[string]struct{ l, d Transport }{
-		"plain": {Transport{Mode: ModePlain}, Transport{Mode: ModePlain}},
-		"tls":   {ca.transport(t, "host-b"), ca.transport(t, "host-a")},
+		"plain":  {Transport{Mode: ModePlain}, Transport{Mode: ModePlain}},
+		"tls":    {ca.transport(t, "host-b"), ca.transport(t, "host-a")},
+		"sealed": {plainPages(ca.transport(t, "host-b")), plainPages(ca.transport(t, "host-a"))},
 	} {
 		for _, c := range []struct {
 			wanted  uint8
@@ -132,10 +133,11 @@ func TestWhatGoesWhere(t *testing.T) {
 		allows func(Type) bool
 	}{
 		"control": {func() (*Conn, *wire) { return wireConn(ControlChannel) }, func(typ Type) bool {
-			return typ == TypeError || !data(typ) && typ != TypeStreamEnd
+			return typ == TypeError || !data(typ) && typ != TypeStreamEnd && typ != TypeQuestion && typ != TypeAnswer
 		}},
-		"first": {func() (*Conn, *wire) { return wireStream(0) }, data},
-		"last":  {func() (*Conn, *wire) { return wireStream(MaxStreams - 1) }, only(TypePages, TypePackedPages, TypeStreamEnd)},
+		"asking": {func() (*Conn, *wire) { return wireFor(TypeQuestion) }, only(TypeQuestion, TypeAnswer)},
+		"first":  {func() (*Conn, *wire) { return wireStream(0) }, data},
+		"last":   {func() (*Conn, *wire) { return wireStream(MaxStreams - 1) }, only(TypePages, TypePackedPages, TypeStreamEnd)},
 	} {
 		for typ := Type(1); typ.Valid(); typ++ {
 			if kindOf(typ).growable {
@@ -200,7 +202,7 @@ func TestStreamsOutOfOrder(t *testing.T) {
 		if got, ok := f.Msg.(*Welcome); err != nil || !ok || got.Streams != 3 || got.Token != (Token{}) || got.Channel != DataChannel {
 			t.Fatalf("stream %d: %+v, %v", i, f.Msg, err)
 		}
-		if n := len(l.slots); n > 0 { // or a dialer's next connection may be one too many
+		if n := l.strangers.count(); n > 0 { // or a dialer's next connection may be one too many
 			t.Errorf("stream %d has its answer and takes one of %d handshakes", i, n)
 		}
 		c.phase, c.version, c.stream = established, VersionMax, int(i)
@@ -300,8 +302,8 @@ func TestStreamThatNeverComes(t *testing.T) {
 	if err := l.Close(); err != nil { // waits for the handshakes
 		t.Error(err)
 	}
-	if len(l.pending) != 0 || len(l.unpaired) != 0 || len(l.slots) != 0 {
-		t.Errorf("%d tokens, %d control connections, %d handshakes are left", len(l.pending), len(l.unpaired), len(l.slots))
+	if len(l.pending) != 0 || len(l.unpaired) != 0 || l.strangers.count() != 0 {
+		t.Errorf("%d tokens, %d control connections, %d handshakes are left", len(l.pending), len(l.unpaired), l.strangers.count())
 	}
 }
 
@@ -309,7 +311,7 @@ func TestStreamThatNeverComes(t *testing.T) {
 // handshakes: none of their connections may be one too many.
 func TestManySessionsOfManyStreams(t *testing.T) {
 	const sessions = 6
-	l := listen(t, ListenerOptions{MaxHandshakes: sessions})
+	l := listen(t, ListenerOptions{MaxHandshakes: sessions * addressShare}) // all from one address
 	var wg sync.WaitGroup
 	var dialed atomic.Int32
 	for i := range sessions {

@@ -9,7 +9,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"slices"
+
+	"github.com/virt-ft/virt-ft/internal/pki"
 )
 
 // Modes of a Transport.
@@ -18,45 +19,63 @@ const (
 	ModePlain = "plain"
 )
 
-// Transport says how connections are protected. The zero value is mutual TLS
-// 1.3 with libvirt's own PKI, see DefaultTransport. Plain has neither secrecy
-// nor authentication: whoever reaches the port may pretend to be a host; the
-// checksums find accidents, not attacks.
+// Transport says how connections are protected, and which hosts may speak. The
+// zero value is mutual TLS 1.3 with libvirt's own PKI and no host that may dial,
+// see DefaultTransport. Plain has neither secrecy nor authentication: whoever
+// reaches the port may pretend to be a host; the checksums find accidents, not
+// attacks.
 type Transport struct {
 	Mode string // "tls" (also when empty) or "plain"
+	// Pages is how data connections travel under TLS: the same ("tls", also when
+	// empty), or "plain" when both hosts say so: not encrypted, but authenticated
+	// record by record with keys of the control connection's TLS session, see seal.
+	Pages string
 
 	// PEM files; empty means libvirt's. The server pair is used to listen,
-	// the client pair to dial.
+	// the client pair to dial. They are read again for each dial, and for each
+	// connection that comes when they changed.
 	CACert, ServerCert, ServerKey, ClientCert, ClientKey string
 
 	// ServerName is what the listener's certificate must be made out to; empty
-	// means the host part of the dialed address.
+	// means the host part of the dialed address, or the name that Peers has for it.
 	ServerName string
-	// AllowedNames, when not empty, are the DNS names or common names of which a
-	// dialer's certificate must have one. Empty: any certificate of the CA.
+	// AllowedNames are names and addresses, of which a dialer's certificate must
+	// have one. Empty: the names and addresses of Peers. Empty both: nobody may dial.
 	AllowedNames []string
+	// Peers are the hosts that are known: for the name that a daemon calls itself
+	// by, the name or address at which it is, without port. See vouches.
+	Peers map[string]string
 }
 
 // DefaultTransport returns mutual TLS with the files where libvirt has them.
 func DefaultTransport() Transport { return Transport{}.withDefaults() }
 
 func (t Transport) withDefaults() Transport {
-	for _, f := range []struct {
-		to   *string
-		path string
+	f := pki.Libvirt()
+	for _, x := range []struct {
+		to *string
+		or string
 	}{
-		{&t.Mode, ModeTLS},
-		{&t.CACert, "/etc/pki/CA/cacert.pem"},
-		{&t.ServerCert, "/etc/pki/libvirt/servercert.pem"},
-		{&t.ServerKey, "/etc/pki/libvirt/private/serverkey.pem"},
-		{&t.ClientCert, "/etc/pki/libvirt/clientcert.pem"},
-		{&t.ClientKey, "/etc/pki/libvirt/private/clientkey.pem"},
+		{&t.Mode, ModeTLS}, {&t.Pages, ModeTLS},
+		{&t.CACert, f.CACert}, {&t.ServerCert, f.ServerCert}, {&t.ServerKey, f.ServerKey}, {&t.ClientCert, f.ClientCert}, {&t.ClientKey, f.ClientKey},
 	} {
-		if *f.to == "" {
-			*f.to = f.path
+		if *x.to == "" {
+			*x.to = x.or
 		}
 	}
 	return t
+}
+
+// Files returns the files that are used, whatever the mode.
+func (t Transport) Files() pki.Files {
+	t = t.withDefaults()
+	return pki.Files{CACert: t.CACert, ServerCert: t.ServerCert, ServerKey: t.ServerKey, ClientCert: t.ClientCert, ClientKey: t.ClientKey}
+}
+
+// plainPages tells whether this host wants its data connections without TLS.
+func (t Transport) plainPages() bool {
+	t = t.withDefaults()
+	return t.Mode == ModeTLS && t.Pages == ModePlain
 }
 
 // TransportError says which file of the transport is missing or wrong, and
@@ -87,7 +106,7 @@ func (t Transport) Check() error {
 	return err2
 }
 
-const pkiRemedy = "create it as for libvirt's own TLS (https://libvirt.org/kbase/tlscerts.html) or set the transport to plain"
+const pkiRemedy = "create it as for libvirt's own TLS (https://libvirt.org/kbase/tlscerts.html), or with virt-ft pki"
 
 func fileError(file string, err error) error {
 	remedy := pkiRemedy
@@ -108,6 +127,9 @@ func (t Transport) config(certFile, keyFile string) (*tls.Config, *x509.CertPool
 	case ModeTLS:
 	default:
 		return nil, nil, &TransportError{Err: fmt.Errorf("unknown mode %q", t.Mode), Remedy: `use "tls" or "plain"`}
+	}
+	if t.Pages != ModeTLS && t.Pages != ModePlain {
+		return nil, nil, &TransportError{Err: fmt.Errorf("unknown way %q for pages", t.Pages), Remedy: `use "tls" or "plain"`}
 	}
 	ca, err := os.ReadFile(t.CACert)
 	if err != nil {
@@ -132,6 +154,8 @@ func (t Transport) config(certFile, keyFile string) (*tls.Config, *x509.CertPool
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, SessionTicketsDisabled: true}, pool, nil
 }
 
+// serverConfig proves the dialer's certificate to be of the CA; whose it may be is
+// judged once the dialer said who it is, so that it can be told: see identify.
 func (t Transport) serverConfig() (*tls.Config, error) {
 	t = t.withDefaults()
 	cfg, pool, err := t.config(t.ServerCert, t.ServerKey)
@@ -139,39 +163,24 @@ func (t Transport) serverConfig() (*tls.Config, error) {
 		return nil, err
 	}
 	cfg.ClientAuth, cfg.ClientCAs = tls.RequireAndVerifyClientCert, pool
-	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-		if names := certNames(cs); len(t.AllowedNames) > 0 && !slices.ContainsFunc(names, func(n string) bool { return slices.Contains(t.AllowedNames, n) }) {
-			return fmt.Errorf("certificate is made out to %q, none of which is allowed here", names)
-		}
-		return nil
-	}
 	return cfg, nil
 }
 
+// clientConfig is for dialing host. crypto/tls would look for its name among the
+// subject alternative names only, and knows of one name.
 func (t Transport) clientConfig(host string) (*tls.Config, error) {
 	t = t.withDefaults()
 	cfg, pool, err := t.config(t.ClientCert, t.ClientKey)
 	if cfg == nil || err != nil {
 		return nil, err
 	}
-	cfg.RootCAs, cfg.ServerName = pool, host
-	if t.ServerName != "" {
-		cfg.ServerName = t.ServerName
+	wanted := t.namesAt(host)
+	cfg.ServerName = host // for the listener's information; not sent when it is an address
+	cfg.InsecureSkipVerify = true
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		return verifyServer(cs.PeerCertificates, pool, wanted)
 	}
 	return cfg, nil
-}
-
-// certNames returns what the peer's certificate is made out to.
-func certNames(cs tls.ConnectionState) []string {
-	if len(cs.PeerCertificates) == 0 {
-		return nil
-	}
-	leaf := cs.PeerCertificates[0]
-	names := slices.Clone(leaf.DNSNames)
-	if cn := leaf.Subject.CommonName; cn != "" && !slices.Contains(names, cn) {
-		names = append(names, cn)
-	}
-	return names
 }
 
 // secure runs the TLS handshake over raw, or returns raw itself in plain mode
@@ -198,19 +207,18 @@ func secure(ctx context.Context, raw net.Conn, cfg *tls.Config, server bool) (ne
 // tlsRemedy says what to do about a failed TLS handshake.
 func tlsRemedy(err error) string {
 	var notTLS tls.RecordHeaderError
-	var wrongName x509.HostnameError
 	var unknownCA x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var alert tls.AlertError
 	switch {
 	case errors.As(err, &notTLS):
 		return "set the same transport on both hosts"
-	case errors.As(err, &wrongName):
-		return "use the name the peer's certificate is made out to (subject alternative name)"
 	case errors.As(err, &unknownCA):
-		return "both hosts' certificates must be signed by the CA in cacert.pem"
+		return "both hosts' certificates must be signed by the authority in transport.ca"
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return "renew the certificate, and check both hosts' clocks"
+	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+		return "a host that dials shows its client certificate, one that is dialed its server certificate"
 	case errors.As(err, &alert):
 		return "the peer's log tells why it does not accept this host's certificate"
 	}

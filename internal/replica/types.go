@@ -33,6 +33,8 @@ const (
 	TypeDropped
 	TypePackedPages
 	TypeStreamEnd
+	TypeQuestion
+	TypeAnswer
 	typeEnd
 )
 
@@ -49,6 +51,7 @@ const (
 // and the places in which a type may appear.
 const (
 	furtherData Channel = 4
+	asking      Channel = 8 // a control connection on which questions are answered
 	onBoth      Channel = ControlChannel | DataChannel
 	onAllData   Channel = DataChannel | furtherData
 	onAll       Channel = ControlChannel | onAllData
@@ -62,6 +65,8 @@ func (c Channel) String() string {
 		return "data"
 	case furtherData:
 		return "further data"
+	case asking:
+		return "asking"
 	}
 	return fmt.Sprintf("channel %d", uint8(c))
 }
@@ -172,6 +177,10 @@ func kindOf(t Type) kind {
 		return kind{"PackedPages", maxRunsPayload + codecBytes, onAllData, false, func() Message { return new(PackedPages) }}
 	case TypeStreamEnd:
 		return kind{"StreamEnd", 8, furtherData, false, func() Message { return new(StreamEnd) }}
+	case TypeQuestion:
+		return kind{"Question", questionHeadBytes + MaxQuestionBytes, asking, false, func() Message { return new(Question) }}
+	case TypeAnswer:
+		return kind{"Answer", answerHeadBytes + MaxTextBytes + MaxAnswerBytes, asking, false, func() Message { return new(Answer) }}
 	}
 	return kind{}
 }
