@@ -6,18 +6,19 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/virt-ft/virt-ft/internal/plot"
 	"github.com/virt-ft/virt-ft/test/tool"
 )
 
-// plot is one file.
-type plot struct {
+// figure is one file.
+type figure struct {
 	file string
 	part string // of bench.json
 	draw func(*tool.Report) (*chart, error)
 }
 
-func plots() []plot {
-	return []plot{
+func plots() []figure {
+	return []figure{
 		{"pause-dirty.svg", "pause", pauseByDirty},
 		{"pause-ram.svg", "pause", pauseByRAM},
 		{"pause-phases.svg", "pause", pausePhases},
@@ -144,7 +145,7 @@ func cpuByRate(r *tool.Report) (*chart, error) {
 		there := false
 		for _, hz := range []string{"10hz", "40hz", "100hz"} {
 			v := metric(r, "cpu_ratio_"+hz+kind)
-			there = there || isNumber(v)
+			there = there || plot.IsNumber(v)
 			all[i].v = append(all[i].v, v)
 		}
 		if there {
@@ -199,7 +200,7 @@ func todaysTools(r *tool.Report) (*chart, error) {
 		{"checkpoint", "checkpoint_stall_ms", true}, {"failover, once", "failover_stall_ms", true},
 	} {
 		v := metric(r, t.metric)
-		found = found || isNumber(v)
+		found = found || plot.IsNumber(v)
 		c.places = append(c.places, t.name)
 		c.series[0].v = append(c.series[0].v, v)
 		c.floors = append(c.floors, !t.ours)

@@ -17,6 +17,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/virt-ft/virt-ft/internal/plot"
 	"github.com/virt-ft/virt-ft/test/tool"
 )
 
@@ -155,7 +156,7 @@ func TestChartsStayOnThePage(t *testing.T) {
 func TestTicks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.Float64Range(1e-6, 1e9).Draw(t, "most")
-		v := ticks(most)
+		v := plot.Ticks(most)
 		if v[0] != 0 || v[len(v)-1] < most*(1-1e-6) || len(v) < 3 || len(v) > 8 {
 			t.Fatalf("%v: %v", most, v)
 		}
@@ -164,7 +165,7 @@ func TestTicks(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", .12345: "0.123", 1.5: "1.5", 12.345: "12.3", 1234.5: "1235", 1e6: "1000000", 1e-3: "0.001"} {
-		if got := number(v); got != want {
+		if got := plot.Number(v); got != want {
 			t.Errorf("%v is %q, want %q", v, got, want)
 		}
 	}
