@@ -355,6 +355,11 @@ func testStale(t *testing.T, ctx context.Context, c *Conn, dom *Domain) {
 	if err := do(ctx, dom, "start", start); err != nil { // an operator who knows what he does
 		t.Fatal(err)
 	}
+	marked, err := dom.LiveXML(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkMetadata(t, marked, 1)
 	if _, err := dom.Note(ctx); !errors.Is(err, ErrNoNote) {
 		t.Errorf("note of a domain started from a marked definition: %v", err)
 	}

@@ -262,6 +262,11 @@ func testNote(t *testing.T, ctx context.Context, d *Domain) {
 	if got, err := d.Note(ctx); err != nil || got != want {
 		t.Fatalf("note: %+v, %v", got, err)
 	}
+	noted, err := d.LiveXML(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkMetadata(t, noted, 1)
 	if err := d.ClearNote(ctx); err != nil {
 		t.Fatal(err)
 	}

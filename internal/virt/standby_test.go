@@ -114,6 +114,11 @@ func checkStandby(t *testing.T, ctx context.Context, c *Conn, s *Standby) {
 	if err != nil || note != want {
 		t.Fatalf("note: %+v, %v", note, err)
 	}
+	text, err := s.LiveXML(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkMetadata(t, text, 1)
 	left, err := c.Leftovers(ctx)
 	if err != nil || len(left) != 1 || left[0].UUID() != standbyUUID {
 		t.Fatalf("leftovers: %v, %v", left, err)
