@@ -115,14 +115,39 @@ func (p *pipe) pass(ctx context.Context, mon Monitor, w *os.File, base int) (int
 	return int(n), nil
 }
 
-// highNumbers returns the numbers [base, limit) that are ours in pid.
+// highNumbers returns the numbers [base, limit) that are ours in pid. Its limit is
+// read where everybody may: prlimit(2) on a process of another user, even to ask,
+// takes CAP_SYS_RESOURCE.
 func highNumbers(pid int) (base, limit int, err error) {
-	var r unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &r); err != nil {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
 		return 0, 0, fmt.Errorf("descriptor limit of QEMU: %w", err)
 	}
-	limit = int(min(r.Cur, fdCeiling))
+	limit, err = softDescriptors(string(text))
+	if err != nil {
+		return 0, 0, fmt.Errorf("descriptor limit of QEMU: %w", err)
+	}
+	limit = min(limit, fdCeiling)
 	return max(limit-highFds, limit/2), limit, nil
+}
+
+// softDescriptors finds the soft limit of open files in a /proc/PID/limits.
+func softDescriptors(limits string) (int, error) {
+	for line := range strings.Lines(limits) {
+		rest, ok := strings.CutPrefix(line, "Max open files")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(rest)
+		switch {
+		case len(fields) == 0:
+		case fields[0] == "unlimited":
+			return fdCeiling, nil
+		default:
+			return strconv.Atoi(fields[0])
+		}
+	}
+	return 0, errors.New("no such line in its limits")
 }
 
 // verify makes sure that the number still is our pipe.
