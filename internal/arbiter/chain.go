@@ -124,6 +124,15 @@ func names(arbiters []Arbiter) string {
 	return strings.Join(all, "+")
 }
 
+// Check asks the chain's fence agent for the peer's power, as [Fence.Check] does, and
+// changes nothing. A chain without one has nothing to ask: on is true.
+func (ch *Chain) Check(ctx context.Context) (on bool, err error) {
+	if ch.fence == nil {
+		return true, nil
+	}
+	return ch.fence.Check(ctx)
+}
+
 func (ch *Chain) members() []Arbiter {
 	var all []Arbiter
 	if ch.voter != nil {

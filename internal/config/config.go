@@ -59,6 +59,7 @@ type Config struct {
 	Disks      Disks             `toml:"disks"`
 	Heartbeat  Heartbeat         `toml:"heartbeat"`
 	Arbiter    Arbiter           `toml:"arbiter"`
+	Web        Web               `toml:"web"`
 	Log        Log               `toml:"log"`
 	Peers      map[string]string `toml:"peers"` // name -> address, port optional
 }
@@ -69,7 +70,7 @@ type Control struct {
 	Group  string `toml:"group"`  // members may command the daemon; empty: root only
 }
 
-// Transport is how daemons talk to each other.
+// Transport is how daemons talk to each other, and with whom.
 type Transport struct {
 	Mode       string `toml:"mode"` // TransportTLS or TransportPlain
 	CA         string `toml:"ca"`
@@ -77,8 +78,12 @@ type Transport struct {
 	ServerKey  string `toml:"server_key"`
 	ClientCert string `toml:"client_cert"`
 	ClientKey  string `toml:"client_key"`
-	Streams    int    `toml:"streams"`  // connections that carry pages, for each guest; of two hosts the fewer count
-	Compress   string `toml:"compress"` // CompressAuto, CompressOn or CompressOff: pages, as long as the link is the bottleneck
+	// AllowedNames are whom the certificate of a host that connects must be made out
+	// to, one of them. Empty: the peers, by their names and addresses.
+	AllowedNames []string `toml:"allowed_names"`
+	Pages        string   `toml:"pages"`    // TransportTLS, or TransportPlain: pages are not encrypted if both hosts say so
+	Streams      int      `toml:"streams"`  // connections that carry pages, for each guest; of two hosts the fewer count
+	Compress     string   `toml:"compress"` // CompressAuto, CompressOn or CompressOff: pages, as long as the link is the bottleneck
 }
 
 // When pages are packed before they are sent.
@@ -166,10 +171,24 @@ type Fence struct {
 	Delay    time.Duration     `toml:"delay"`     // before it, on one of the two hosts, so that not both go off
 }
 
-// Log is what the daemon writes to standard error.
+// Web is the status page and what Prometheus reads, by HTTP.
+type Web struct {
+	Listen string   `toml:"listen"` // ADDRESS:PORT; ":PORT" is the loopback address; empty: nowhere
+	Names  []string `toml:"names"`  // of this host in browsers, besides host, localhost and addresses
+}
+
+// Formats of the log.
+const (
+	LogAuto    = "auto"    // LogJournal where standard error is the journal, else LogText
+	LogJournal = "journal" // with fields, to systemd's journal
+	LogText    = "text"    // to standard error
+	LogJSON    = "json"
+)
+
+// Log is what the daemon writes down.
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn or error
-	Format string `toml:"format"` // text or json
+	Format string `toml:"format"` // LogAuto and so on
 }
 
 // Default returns the values of a file in which no key is set. Host and
@@ -189,8 +208,11 @@ func Default() Config {
 			ServerKey:  "/etc/pki/libvirt/private/serverkey.pem",
 			ClientCert: "/etc/pki/libvirt/clientcert.pem",
 			ClientKey:  "/etc/pki/libvirt/private/clientkey.pem",
-			Streams:    2,
-			Compress:   CompressAuto,
+
+			AllowedNames: []string{},
+			Pages:        TransportTLS,
+			Streams:      2,
+			Compress:     CompressAuto,
 		},
 		Epoch: Epoch{
 			Min:           2 * time.Millisecond,
@@ -220,7 +242,8 @@ func Default() Config {
 			Etcd:  Etcd{Endpoints: []string{}, Prefix: "/virt-ft", Timeout: 5 * time.Second},
 			Fence: Fence{Options: map[string]string{}, Timeout: time.Minute},
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Web: Web{Names: []string{}},
+		Log: Log{Level: "info", Format: LogAuto},
 	}
 }
 

@@ -48,6 +48,9 @@ const (
 	socketPathMax      = 107 // sun_path less its NUL
 	nameMax            = 64
 	peersMax           = 256
+	allowedNamesMax    = 256
+	webNamesMax        = 16
+	allowedNameMax     = 255 // of a DNS name
 )
 
 // Validate checks a configuration that was not parsed from a file.
@@ -85,8 +88,9 @@ func (c Config) mistakes() []*Error {
 	c.Disks.check(k)
 	c.Heartbeat.check(k)
 	c.Arbiter.check(k)
+	c.Web.check(k)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	k.oneOf("log.format", c.Log.Format, "text", "json")
+	k.oneOf("log.format", c.Log.Format, LogAuto, LogJournal, LogText, LogJSON)
 	c.checkPeers(k)
 	return k.found
 }
@@ -110,6 +114,12 @@ func quoted(words []string) []string {
 
 func (t Transport) check(k *checker) {
 	k.oneOf("transport.mode", t.Mode, TransportTLS, TransportPlain)
+	k.oneOf("transport.pages", t.Pages, TransportTLS, TransportPlain)
+	k.require(len(t.AllowedNames) <= allowedNamesMax, "transport.allowed_names", "%d names, at most %d", len(t.AllowedNames), allowedNamesMax)
+	for _, name := range t.AllowedNames {
+		k.require(name != "" && len(name) <= allowedNameMax && !strings.ContainsAny(name, " */"), "transport.allowed_names",
+			"%q is not a name or an address as certificates have them; patterns are not taken", name)
+	}
 	k.require(t.Streams >= 1 && t.Streams <= streamsMax, "transport.streams", "%d is not between 1 and %d", t.Streams, streamsMax)
 	k.oneOf("transport.compress", t.Compress, CompressAuto, CompressOn, CompressOff)
 	if t.Mode == TransportPlain {
@@ -206,6 +216,18 @@ func (f Fence) check(k *checker, wanted bool) {
 	k.require(!wanted || f.Plug != "", "arbiter.fence.plug", "arbiter.kind \"fence\" needs the peer's plug, as the agent calls it")
 	k.require(f.Timeout >= askFloor && f.Timeout <= fenceCeiling, "arbiter.fence.timeout", "%s is not between %s and %s", f.Timeout, askFloor, fenceCeiling)
 	k.require(f.Delay >= 0 && f.Delay <= fenceCeiling, "arbiter.fence.delay", "%s is not between 0 and %s", f.Delay, fenceCeiling)
+}
+
+func (w Web) check(k *checker) {
+	address := w.Listen
+	if strings.HasPrefix(address, ":") {
+		address = "localhost" + address
+	}
+	k.require(w.Listen == "" || validHostPort(address), "web.listen", "%q is not ADDRESS:PORT, or :PORT for the loopback address", w.Listen)
+	k.require(len(w.Names) <= webNamesMax, "web.names", "%d names, at most %d", len(w.Names), webNamesMax)
+	for _, name := range w.Names {
+		k.require(validName(name), "web.names", "%q is not a host name", name)
+	}
 }
 
 func (c Config) checkPeers(k *checker) {

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 const (
@@ -55,9 +56,13 @@ func (c *Client) Status(ctx context.Context, domain string) ([]Status, error) {
 }
 
 // Check asks whether a host, and a domain if named, can be protected.
-func (c *Client) Check(ctx context.Context, domain, to string) (CheckReport, error) {
+func (c *Client) Check(ctx context.Context, req CheckRequest) (CheckReport, error) {
 	var r CheckReport
-	return r, c.call(ctx, http.MethodGet, "check", url.Values{"domain": {domain}, "to": {to}}, nil, &r)
+	v := url.Values{"domain": {req.Domain}, "to": {req.To}}
+	if req.NoBandwidth {
+		v.Set("no_bandwidth", "1")
+	}
+	return r, c.call(ctx, http.MethodGet, "check", v, nil, &r)
 }
 
 // Unprotect ends a protection.
@@ -85,10 +90,10 @@ func (c *Client) Failback(ctx context.Context, domain string) error {
 // the daemon undo an initial sync under way, unless req.Detach is set.
 func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(Status)) error {
 	done := false
-	err := c.stream(ctx, http.MethodPost, "protect", nil, req, func(b []byte) error {
+	err := c.stream(ctx, http.MethodPost, "protect", nil, req, nil, func(b []byte) error {
 		var line ProgressLine
 		if err := json.Unmarshal(b, &line); err != nil {
-			return err
+			return c.explain(ctx, err)
 		}
 		switch {
 		case line.Error != nil:
@@ -106,11 +111,29 @@ func (c *Client) Protect(ctx context.Context, req ProtectRequest, progress func(
 	return err
 }
 
-// Events calls emit for each event until ctx ends, which is not an error, emit
-// returns one, or the daemon ends the stream.
-func (c *Client) Events(ctx context.Context, emit func(Event) error) error {
-	err := streamOf(ctx, c, "events", nil, emit)
-	if err != nil || ctx.Err() != nil {
+// Domains lists the domains of the daemon's host.
+func (c *Client) Domains(ctx context.Context) ([]Domain, error) {
+	var list []Domain
+	return list, c.call(ctx, http.MethodGet, "domains", nil, nil, &list)
+}
+
+// Events calls emit for each event that q asks for, until there is no more, ctx
+// ends, which is not an error, emit returns one, or the daemon ends the stream of
+// those to come. listening, if not nil, is called before the first: what happens
+// from then on comes.
+func (c *Client) Events(ctx context.Context, q EventQuery, listening func() error, emit func(Event) error) error {
+	v := url.Values{"last": {strconv.Itoa(q.Last)}}
+	if q.Domain != "" {
+		v.Set("domain", q.Domain)
+	}
+	if !q.Since.IsZero() {
+		v.Set("since", q.Since.Format(time.RFC3339Nano))
+	}
+	if q.Follow {
+		v.Set("follow", "1")
+	}
+	err := streamOf(ctx, c, "events", v, listening, emit)
+	if err != nil || ctx.Err() != nil || !q.Follow {
 		return err
 	}
 	return Errorf(CodeUnavailable, "is the daemon running? systemctl status virt-ft", "the daemon ended the stream of events")
@@ -128,19 +151,20 @@ func (c *Client) Epochs(ctx context.Context, domain string, last int, follow boo
 	if follow {
 		q.Set("follow", "1")
 	}
-	err := streamOf(ctx, c, "epochs", q, emit)
+	err := streamOf(ctx, c, "epochs", q, nil, emit)
 	if err != nil || ctx.Err() != nil || !follow {
 		return err
 	}
-	return Errorf(CodeUnavailable, "virt-ft status "+domain+" tells", "the stream of epochs ended: the protection did, or this program reads too slowly")
+	return Errorf(CodeUnavailable, "virt-ft status "+domain, "the stream of epochs ended: the protection did, or this program reads too slowly")
 }
 
-// streamOf calls emit with each value of a stream until it ends, or ctx does.
-func streamOf[T any](ctx context.Context, c *Client, path string, query url.Values, emit func(T) error) error {
-	err := c.stream(ctx, http.MethodGet, path, query, nil, func(b []byte) error {
+// streamOf calls emit with each value of a stream until it ends, or ctx does, and
+// before that begun, if not nil, once the daemon answers.
+func streamOf[T any](ctx context.Context, c *Client, path string, query url.Values, begun func() error, emit func(T) error) error {
+	err := c.stream(ctx, http.MethodGet, path, query, nil, begun, func(b []byte) error {
 		var v T
 		if err := json.Unmarshal(b, &v); err != nil {
-			return err
+			return c.explain(ctx, err)
 		}
 		return emit(v)
 	})
@@ -166,18 +190,23 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	return c.explain(ctx, err)
 }
 
-// stream calls line with each line of the answer.
-func (c *Client) stream(ctx context.Context, method, path string, query url.Values, body any, line func([]byte) error) error {
+// stream calls line with each line of the answer, and begun, if not nil, before.
+func (c *Client) stream(ctx context.Context, method, path string, query url.Values, body any, begun func() error, line func([]byte) error) error {
 	resp, err := c.do(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if begun != nil {
+		if err := begun(); err != nil {
+			return err
+		}
+	}
 	sc := bufio.NewScanner(resp.Body)
 	sc.Buffer(nil, lineBytesMax)
 	for sc.Scan() {
 		if err := line(sc.Bytes()); err != nil {
-			return c.explain(ctx, err)
+			return err
 		}
 	}
 	return c.explain(ctx, sc.Err())

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -55,10 +56,18 @@ func (s *scripted) Set(_ context.Context, req SetRequest) (Pacing, error) {
 func (s *scripted) Status(_ context.Context, domain string) ([]Status, error) {
 	return s.status(domain)
 }
-func (s *scripted) Check(_ context.Context, domain, to string) (CheckReport, error) {
-	return CheckReport{DomainName: domain, HostName: to, Host: []Finding{{Item: "kernel", Level: LevelWarn}}}, nil
+func (s *scripted) Check(_ context.Context, req CheckRequest) (CheckReport, error) {
+	r := CheckReport{DomainName: req.Domain, HostName: req.To, Host: []Finding{{ID: "host.kernel", Item: "kernel", Level: LevelWarn}}}
+	if !req.NoBandwidth {
+		r.Link = &LinkReport{BandwidthBps: 1}
+	}
+	return r, nil
 }
-func (s *scripted) Events(context.Context) (<-chan Event, error) { return s.events, nil }
+func (s *scripted) Events(_ context.Context, q EventQuery) (<-chan Event, error) {
+	s.note("events %+v", q)
+	return s.events, nil
+}
+func (s *scripted) Domains(context.Context) ([]Domain, error) { return nil, nil }
 func (s *scripted) Epochs(_ context.Context, domain string, last int, follow bool) (<-chan Epoch, error) {
 	s.note("epochs %s %d %v", domain, last, follow)
 	return s.epochs, nil
@@ -105,7 +114,7 @@ func TestRoundTrips(t *testing.T) {
 	if got, err := c.Status(ctx, ""); err != nil || got == nil || len(got) != 0 {
 		t.Fatalf("%#v, %v", got, err)
 	}
-	if r, err := c.Check(ctx, "a b&c", "host/B"); err != nil || r.DomainName != "a b&c" || r.HostName != "host/B" || r.Worst() != LevelWarn {
+	if r, err := c.Check(ctx, CheckRequest{Domain: "a b&c", To: "host/B", NoBandwidth: true}); err != nil || r.Link != nil || r.DomainName != "a b&c" || r.HostName != "host/B" || r.Worst() != LevelWarn {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	if v, err := c.Version(ctx); err != nil || v.Version != "v1" {
@@ -285,17 +294,29 @@ func TestEvents(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var seen []string
-	if err := c.Events(ctx, func(e Event) error {
-		if seen = append(seen, e.Domain); len(seen) == 2 {
+	listening := func() error { seen = append(seen, "listening"); return nil }
+	since := time.Unix(1, 5).UTC()
+	if err := c.Events(ctx, EventQuery{Domain: "a b", Last: 3, Since: since, Follow: true}, listening, func(e Event) error {
+		if seen = append(seen, e.Domain); len(seen) == 3 {
 			cancel()
 		}
 		return nil
-	}); err != nil || len(seen) != 2 {
+	}); err != nil || !slices.Equal(seen, []string{"listening", "a", "b"}) {
 		t.Fatalf("%v, %v", seen, err)
 	}
+	if want := fmt.Sprintf("events %+v", EventQuery{Domain: "a b", Last: 3, Since: since, Follow: true}); !slices.Equal(svc.calls, []string{want}) {
+		t.Fatalf("%q, want %q", svc.calls, want)
+	}
 	close(svc.events)
-	if err := c.Events(t.Context(), func(Event) error { return nil }); !isCode(err, CodeUnavailable) {
+	nothing := func(Event) error { return nil }
+	if err := c.Events(t.Context(), EventQuery{Follow: true}, nil, nothing); !isCode(err, CodeUnavailable) {
 		t.Fatalf("ended stream: %v", err)
+	}
+	if err := c.Events(t.Context(), EventQuery{}, nil, nothing); err != nil {
+		t.Fatalf("all of what there is: %v", err)
+	}
+	if list, err := c.Domains(t.Context()); err != nil || list == nil {
+		t.Fatalf("%v, %v", list, err)
 	}
 }
 

@@ -21,6 +21,7 @@ const (
 	CodeUnavailable  Code = "unavailable"   // libvirt or the peer cannot be reached
 	CodeCancelled    Code = "cancelled"     // the caller went away
 	CodeNoDaemon     Code = "no_daemon"     // made by clients: nobody answers on the socket
+	CodeTimeout      Code = "timeout"       // made by clients: what is waited for did not come about
 )
 
 // Exit codes of the command line.
@@ -30,6 +31,7 @@ const (
 	ExitUsage        = 2
 	ExitNotProtected = 3
 	ExitNoDaemon     = 4
+	ExitTimeout      = 5 // of wait: what it waits for did not come about
 	ExitInterrupted  = 130
 )
 
@@ -43,6 +45,7 @@ var codes = map[Code]struct{ status, exit int }{
 	CodeUnavailable:  {http.StatusServiceUnavailable, ExitError},
 	CodeCancelled:    {499, ExitInterrupted}, // as nginx numbers it
 	CodeNoDaemon:     {http.StatusBadGateway, ExitNoDaemon},
+	CodeTimeout:      {http.StatusGatewayTimeout, ExitTimeout},
 }
 
 // Error is a failure as a user reads it: what failed and why, and what to do.

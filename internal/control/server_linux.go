@@ -16,6 +16,9 @@ import (
 const (
 	requestBytesMax   = 64 << 10
 	readHeaderTimeMax = 5 * time.Second
+	readBodyTimeMax   = 5 * time.Second
+	idleTimeMax       = 2 * time.Minute
+	headerBytesMax    = 16 << 10
 	closeTimeMax      = 10 * time.Second
 	progressQueueMax  = 16
 )
@@ -52,12 +55,14 @@ func NewServer(svc Service, o ServerOptions) *Server {
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/check", s.check)
 	mux.HandleFunc("GET /v1/events", s.events)
+	mux.HandleFunc("GET /v1/domains", s.domains)
 	mux.HandleFunc("GET /v1/epochs", s.epochs)
 	mux.HandleFunc("POST /v1/protect", s.protect)
 	mux.HandleFunc("POST /v1/unprotect", s.unprotect)
 	mux.HandleFunc("POST /v1/activate", s.activate)
 	mux.HandleFunc("POST /v1/failback", s.failback)
 	mux.HandleFunc("POST /v1/set", s.set)
+	s.watching(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, Errorf(CodeInvalid, "use a virt-ft command of the daemon's own version",
 			"no such request: %s %s", r.Method, r.URL.Path))
@@ -65,6 +70,8 @@ func NewServer(svc Service, o ServerOptions) *Server {
 	s.http = &http.Server{
 		Handler:           s.logged(mux),
 		ReadHeaderTimeout: readHeaderTimeMax,
+		IdleTimeout:       idleTimeMax,
+		MaxHeaderBytes:    headerBytesMax,
 		ConnContext:       withPeer,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
@@ -78,6 +85,7 @@ func (s *Server) Open() error {
 	if err != nil {
 		return err
 	}
+	l.log = s.o.Log
 	s.listener = l
 	return nil
 }
@@ -150,7 +158,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) check(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	report, err := s.svc.Check(r.Context(), q.Get("domain"), q.Get("to"))
+	report, err := s.svc.Check(r.Context(), CheckRequest{Domain: q.Get("domain"), To: q.Get("to"), NoBandwidth: q.Get("no_bandwidth") != ""})
 	s.answer(w, r, report, err)
 }
 
@@ -169,7 +177,7 @@ func (s *Server) activate(w http.ResponseWriter, r *http.Request) {
 func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	var req SetRequest
 	var now Pacing
-	err := decodeBody(r, &req)
+	err := decodeBody(w, r, &req)
 	if err == nil && req.Domain == "" {
 		err = Errorf(CodeInvalid, "", "no domain named")
 	}
@@ -181,7 +189,7 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) domainRequest(w http.ResponseWriter, r *http.Request, do func(DomainRequest) error) {
 	var req DomainRequest
-	err := decodeBody(r, &req)
+	err := decodeBody(w, r, &req)
 	if err == nil && req.Domain == "" {
 		err = Errorf(CodeInvalid, "", "no domain named")
 	}
@@ -195,7 +203,7 @@ func (s *Server) domainRequest(w http.ResponseWriter, r *http.Request, do func(D
 // slow reader: it replaces what was not yet sent.
 func (s *Server) protect(w http.ResponseWriter, r *http.Request) {
 	var req ProtectRequest
-	err := decodeBody(r, &req)
+	err := decodeBody(w, r, &req)
 	if err == nil && (req.Domain == "" || req.To == "") {
 		err = Errorf(CodeInvalid, "", "protect needs a domain and the host to protect it to")
 	}
@@ -265,8 +273,31 @@ func offer(queue chan Status, st Status) {
 }
 
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
-	events, err := s.svc.Events(r.Context())
+	v := r.URL.Query()
+	q := EventQuery{Domain: v.Get("domain"), Follow: v.Get("follow") == "1"}
+	var err error
+	if n := v.Get("last"); n != "" {
+		if q.Last, err = strconv.Atoi(n); err != nil {
+			s.fail(w, r, Errorf(CodeInvalid, "", "last=%q is not a number of events", n))
+			return
+		}
+	}
+	if t := v.Get("since"); t != "" {
+		if q.Since, err = time.Parse(time.RFC3339Nano, t); err != nil {
+			s.fail(w, r, Errorf(CodeInvalid, "", "since=%q is not a time", t))
+			return
+		}
+	}
+	events, err := s.svc.Events(r.Context(), q)
 	streamAll(s, w, r, events, err)
+}
+
+func (s *Server) domains(w http.ResponseWriter, r *http.Request) {
+	list, err := s.svc.Domains(r.Context())
+	if list == nil {
+		list = []Domain{}
+	}
+	s.answer(w, r, list, err)
 }
 
 func (s *Server) epochs(w http.ResponseWriter, r *http.Request) {
@@ -335,14 +366,22 @@ func (o *stream) line(v any) {
 
 // decodeBody reads a request; a field that is not known is an error, because a
 // newer command may mean something by it that we would not do.
-func decodeBody(r *http.Request, v any) error {
+// It has a bounded time to come.
+func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(readBodyTimeMax)) // a recorder in a test has none
 	dec := json.NewDecoder(io.LimitReader(r.Body, requestBytesMax))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
+	err := dec.Decode(v)
+	if err == nil {
+		// Reading to the end lets the server notice when the client goes away.
+		_, err = io.Copy(io.Discard, io.LimitReader(r.Body, requestBytesMax))
+	}
+	if err != nil {
+		w.Header().Set("Connection", "close") // and the deadline stays: the server would wait for the rest
 		return Errorf(CodeInvalid, "use a virt-ft command of the daemon's own version", "request: %w", err)
 	}
-	// Reading to the end lets the server notice when the client goes away.
-	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, requestBytesMax))
+	_ = rc.SetReadDeadline(time.Time{})
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/user"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +27,60 @@ type lockedListener struct {
 	path string
 	lock *os.File
 	once sync.Once
+	log  *slog.Logger
+
+	mu   sync.Mutex
+	open map[uint32]int // connections, by user
+}
+
+// userConnsMax bounds the connections of one user, so that nobody, by accident or
+// on purpose, takes the socket from the others: commands that follow events or
+// epochs hold one for as long as they run.
+const userConnsMax = 64
+
+// Accept implements net.Listener. A connection that is one too many is closed.
+func (l *lockedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		cred, err := peerCred(conn)
+		if err != nil {
+			conn.Close() // it is gone already
+			continue
+		}
+		l.mu.Lock()
+		n := l.open[cred.Uid]
+		if n < userConnsMax {
+			l.open[cred.Uid]++
+		}
+		l.mu.Unlock()
+		if n < userConnsMax {
+			return &countedConn{UnixConn: conn, end: sync.OnceFunc(func() { l.ended(cred.Uid) })}, nil
+		}
+		l.log.Warn("control socket: a connection is refused: its user has too many", "uid", cred.Uid, "pid", cred.Pid, "max", userConnsMax)
+		conn.Close()
+	}
+}
+
+func (l *lockedListener) ended(uid uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[uid]--; l.open[uid] <= 0 {
+		delete(l.open, uid)
+	}
+}
+
+// countedConn is a connection that its listener counts.
+type countedConn struct {
+	*net.UnixConn
+	end func()
+}
+
+func (c *countedConn) Close() error {
+	c.end()
+	return c.UnixConn.Close()
 }
 
 // listen binds path for members of group (empty: root's). The socket appears
@@ -47,7 +103,7 @@ func listen(path, group string) (*lockedListener, error) {
 		lock.Close()
 		return nil, err
 	}
-	return &lockedListener{UnixListener: l, path: path, lock: lock}, nil
+	return &lockedListener{UnixListener: l, path: path, lock: lock, log: slog.New(slog.DiscardHandler), open: map[uint32]int{}}, nil
 }
 
 // Close stops listening, removes the socket and gives up the lock. It acts only
@@ -137,21 +193,29 @@ func temporaryName(base string) string {
 type peerKey struct{}
 
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	uc, ok := conn.(*net.UnixConn)
+	uc, ok := conn.(syscall.Conn)
 	if !ok {
 		return ctx
 	}
-	raw, err := uc.SyscallConn()
+	cred, err := peerCred(uc)
 	if err != nil {
 		return ctx
 	}
-	var cred *unix.Ucred
+	return context.WithValue(ctx, peerKey{}, cred)
+}
+
+// peerCred asks the kernel who connected.
+func peerCred(conn syscall.Conn) (cred *unix.Ucred, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	if cerr := raw.Control(func(fd uintptr) {
 		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); cerr != nil || err != nil {
-		return ctx
+	}); cerr != nil {
+		return nil, cerr
 	}
-	return context.WithValue(ctx, peerKey{}, cred)
+	return cred, err
 }
 
 // peerOf returns who is at the other end; nil when the kernel did not say.

@@ -5,11 +5,17 @@
 //
 //	GET  /v1/version
 //	GET  /v1/status?domain=D      []Status; all domains without D
-//	GET  /v1/check?domain=D&to=H  CheckReport; the host alone without D
-//	GET  /v1/events               one Event per line, until either side closes
+//	GET  /v1/check?domain=D&to=H&no_bandwidth=1
+//	                              CheckReport; the host alone without D and H
+//	GET  /v1/events?domain=D&last=N&follow=1
+//	                              one Event per line: the last N (none without it),
+//	                              with follow also those to come
+//	GET  /v1/domains              []Domain: those of this host's libvirt
 //	GET  /v1/epochs?domain=D&last=N&follow=1
 //	                              one Epoch per line: the last N (all that are kept
 //	                              without it), with follow also those to come
+//	GET  /v1/history?domain=D     History: the last hour of a domain
+//	GET  /metrics                 what Prometheus reads
 //	POST /v1/protect              ProtectRequest; one ProgressLine per line
 //	POST /v1/unprotect            DomainRequest
 //	POST /v1/activate             DomainRequest
@@ -56,10 +62,14 @@ type Service interface {
 	// Check tells whether this host, and the domain if one is named, can be
 	// protected, and with a name in to whether that peer can take it. It
 	// changes nothing.
-	Check(ctx context.Context, domain, to string) (CheckReport, error)
-	// Events returns a stream of what happens from now on. The daemon closes
-	// it when ctx ends, when it stops, or when the reader is too slow.
-	Events(ctx context.Context) (<-chan Event, error)
+	Check(ctx context.Context, req CheckRequest) (CheckReport, error)
+	// Events returns what happened last, the oldest first, and with q.Follow goes
+	// on with what happens from now on: nothing is missed between the two. The
+	// daemon closes the channel at the end, when ctx ends, when it stops, or when
+	// the reader is too slow.
+	Events(ctx context.Context, q EventQuery) (<-chan Event, error)
+	// Domains lists the domains of this host's libvirt, by name.
+	Domains(ctx context.Context) ([]Domain, error)
 	// Epochs returns the last acknowledged checkpoints of a domain that this host
 	// is the primary of, the oldest first: at most last, all that are kept when it
 	// is negative. With follow those to come are sent too. The daemon closes the
@@ -339,57 +349,62 @@ type SyncStatus struct {
 	EtaS       float64 `json:"eta_s"`    // seconds; 0 when unknown
 }
 
+// States returns the words that Status.State may be on a host of this role.
+// What they mean is in docs/OPERATIONS.md.
+func States(role string) []string {
+	if role == RoleBackup {
+		return []string{"waiting", StateSyncing, StateStandby, "orphaned", "claiming", "activating", "active", "ending", "failed", "stopped"}
+	}
+	return []string{"connecting", StateSyncing, StateProtected, "switching", "undecided", "alone", "fenced", "handed-over", "stopping", "stopped"}
+}
+
 // Safe reports whether the domain survives the loss of one host now.
 func (s Status) Safe() bool {
 	return s.State == StateProtected || s.State == StateStandby
 }
 
-// Level grades a finding.
-type Level string
-
-// Levels of findings. Only LevelFail prevents protection.
+// Kinds of events.
 const (
-	LevelOK   Level = "ok"
-	LevelWarn Level = "warn"
-	LevelFail Level = "fail"
+	EventState   = "state"   // a runner of a domain changed its state
+	EventEnded   = "ended"   // a runner ended: status knows the domain no more, or as another's
+	EventStalled = "stalled" // held output does not leave
+	EventFlowing = "flowing" // it does again
+	EventDisk    = "disk"    // the copies of the disks cannot follow
 )
 
-// Finding is one thing that was looked at.
-type Finding struct {
-	Item   string `json:"item"`
-	Level  Level  `json:"level"`
-	Text   string `json:"text"`
-	Remedy string `json:"remedy,omitempty"`
+// EventQuery says which events are wanted.
+type EventQuery struct {
+	Domain string    // of this domain only, by name or UUID; empty: all
+	Last   int       // how many of those that happened already; negative: all that are kept
+	Since  time.Time // of these, none before; zero: any
+	Follow bool      // and those to come
 }
 
-// CheckReport is the answer to check.
-type CheckReport struct {
-	HostName   string    `json:"host_name"`
-	DomainName string    `json:"domain_name,omitempty"`
-	Host       []Finding `json:"host"`
-	Domain     []Finding `json:"domain,omitempty"`
-}
-
-// Worst returns the gravest level of all findings.
-func (r CheckReport) Worst() Level {
-	worst := LevelOK
-	for _, list := range [][]Finding{r.Host, r.Domain} {
-		for _, f := range list {
-			if f.Level == LevelFail || f.Level == LevelWarn && worst == LevelOK {
-				worst = f.Level
-			}
-		}
-	}
-	return worst
+// Wants reports whether an event is one of the domain that is asked for.
+func (q EventQuery) Wants(e Event) bool {
+	return q.Domain == "" || q.Domain == e.Domain || q.Domain == e.UUID
 }
 
 // Event is something that happened to a domain, or to the daemon when Domain
 // is empty.
 type Event struct {
-	At     time.Time `json:"at"`
-	Domain string    `json:"domain,omitempty"`
-	Kind   string    `json:"kind"` // a short word: "state", "failover", "peer", ...
-	Text   string    `json:"text"`
+	At         time.Time `json:"at"`
+	Domain     string    `json:"domain,omitempty"`
+	UUID       string    `json:"uuid,omitempty"` // of the domain
+	Kind       string    `json:"kind"`           // EventState and so on
+	Role       string    `json:"role,omitempty"`
+	State      string    `json:"state,omitempty"` // the new one, of EventState
+	Generation uint64    `json:"generation,omitempty"`
+	Peer       string    `json:"peer,omitempty"`
+	Text       string    `json:"text"` // for people
+}
+
+// Domain is a domain of this host's libvirt.
+type Domain struct {
+	Name   string `json:"name"`
+	UUID   string `json:"uuid"`
+	Active bool   `json:"active"`         // it runs, or is paused
+	Role   string `json:"role,omitempty"` // RolePrimary or RoleBackup, if this host is one for it
 }
 
 // Version tells what a program was built from.
@@ -400,10 +415,18 @@ type Version struct {
 	Host     string `json:"host,omitempty"` // of a daemon: its configured name
 }
 
-// BuildVersion describes the running program, from what the go command stamped
-// into it.
+// release and releaseRevision are set by the linker (-X) when a package is built,
+// see packaging/install.sh; never by the program.
+var release, releaseRevision string
+
+// BuildVersion describes the running program: the package's version, or what the
+// go command stamped into it.
 func BuildVersion() Version {
 	v := Version{Version: "unknown", Go: runtime.Version()}
+	if release != "" {
+		v.Version, v.Revision = release, releaseRevision
+		return v
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v

@@ -212,6 +212,7 @@ const leaseMargin = 5 * time.Millisecond
 // may still perform outputs of older epochs until then, also when its daemon is
 // dead or frozen. One that handed over has sealed its gate before.
 func (b *backup) claimAfterLease(a ftengine.Claim) {
+	b.d.watch.Claimed(b.uuid, a.Because.String())
 	if a.Because != ftengine.HandedOver {
 		// A session that was let in a moment ago would extend the lease.
 		b.closed.Store(true)

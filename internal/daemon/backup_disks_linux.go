@@ -6,15 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/control"
@@ -64,9 +60,9 @@ func (b *backup) openDisks(in *inbound) error {
 	if err != nil {
 		return err
 	}
-	b.lookUpStale(in.ctx, &rec)
+	b.d.lookUpStale(in.ctx, b.arb, b.uuid, &rec)
 	for _, disk := range wanted {
-		path, err := b.placeDisk(rec, disk)
+		path, err := b.d.placeDisk(b.uuid, b.name, rec, disk)
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", disk.Name, err)
 		}
@@ -111,11 +107,11 @@ func (b *backup) targetOptions(bd *backupDisks) diskrep.TargetOptions {
 
 // lookUpStale finds out that the images on which the guest ran here once are
 // stale: it runs at the peer, by the arbiter's word.
-func (b *backup) lookUpStale(ctx context.Context, rec *marker.DiskRecord) {
+func (d *Daemon) lookUpStale(ctx context.Context, arb arbiter.Arbiter, uuid string, rec *marker.DiskRecord) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	r, err := b.arb.Inspect(ctx, b.uuid)
-	if err == nil && r.Step == arbiter.StepRunning && r.Host != b.d.cfg.Host && r.Generation >= rec.Since {
+	r, err := arb.Inspect(ctx, uuid)
+	if err == nil && r.Step == arbiter.StepRunning && r.Host != d.cfg.Host && r.Generation >= rec.Since {
 		for name, img := range rec.Disks {
 			if img.Kind == marker.ImageSource {
 				img.Kind = marker.ImageStale
@@ -125,92 +121,13 @@ func (b *backup) lookUpStale(ctx context.Context, rec *marker.DiskRecord) {
 	}
 }
 
-// placeDisk says where the copy of a disk goes. An image that is not known to be
-// a copy of this disk, or its own past, is never written over.
-func (b *backup) placeDisk(rec marker.DiskRecord, disk replica.Disk) (string, error) {
-	known, ours := rec.Disks[disk.Name]
-	ours = ours && known.Raw && known.Kind != marker.ImageSource
-	path := disk.Path
-	if path == "" && ours {
-		return known.Path, nil
-	}
-	if path == "" {
-		var err error
-		path, err = diskrep.Place(b.d.cfg.Disks.Place, diskrep.Placement{Domain: b.name, UUID: b.uuid, Disk: disk.Name, Source: disk.Source})
-		if err != nil {
-			return "", err
-		}
-	}
-	if err := checkPlace(path); err != nil {
-		return "", err
-	}
-	switch {
-	case ours && path == known.Path:
-		return path, nil
-	case path == known.Path && known.Kind == marker.ImageSource:
-		return "", fmt.Errorf("%s is what the guest ran on on %s last, and nothing says that it went on elsewhere from a copy: name another place with --disk %s=PATH",
-			path, b.d.cfg.Host, disk.Name)
-	}
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return path, nil
-	case err != nil:
-		return "", err
-	case info.Mode()&os.ModeDevice != 0 && disk.Path != "":
-		return path, nil // somebody named it
-	}
-	return "", fmt.Errorf("%s is there already on %s, and is not known to be a copy of this disk: move it away, or name another place with --disk %s=PATH",
-		path, b.d.cfg.Host, disk.Name)
-}
-
 // checkSpace refuses what cannot fit, and warns of what may not fit one day.
 func (b *backup) checkSpace(bd *backupDisks) error {
-	missing := map[uint64]int64{} // by file system: bytes that are to come
-	for i, disk := range bd.disks {
-		if err := unused(bd.paths[i]); err != nil {
-			return fmt.Errorf("disk %s: %w", disk.Name, err)
-		}
-		if name, remote, err := diskrep.NetworkFilesystem(filepath.Dir(bd.paths[i])); err == nil && remote {
-			return fmt.Errorf("disk %s: %s is on %s: a copy on storage that both hosts share could be the image itself; set disks.place to a local file system",
-				disk.Name, bd.paths[i], name)
-		}
-		space, err := diskrep.CheckSpace(bd.paths[i], int64(disk.SizeBytes), int64(disk.UsedBytes))
-		if err != nil {
-			return fmt.Errorf("disk %s: %w", disk.Name, err)
-		}
-		need := missing[space.Filesystem] + max(int64(disk.UsedBytes)-space.AllocatedBytes, 0)
-		if missing[space.Filesystem] = need; space.Filesystem != 0 && need > space.FreeBytes {
-			return fmt.Errorf("disk %s: the copies of this guest's disks need %d MiB on the file system of %s, which has %d MiB free: make room, or place one elsewhere with --disk",
-				disk.Name, need>>20, bd.paths[i], space.FreeBytes>>20)
-		}
-		if space.MayFill {
-			b.warn(fmt.Sprintf("disk %s: its copy %s is sparse, and the file system has not room for all of its %d MiB", disk.Name, bd.paths[i], disk.SizeBytes>>20))
-		}
+	warnings, err := roomFor(bd.disks, bd.paths)
+	for _, w := range warnings {
+		b.warn(w)
 	}
-	return nil
-}
-
-// unused refuses an image that a QEMU of this host has opened for its guest: it
-// locks bytes from 100 on (block/file-posix.c), which a standby that waits does
-// not.
-func unused(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: 100, Len: 200}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return fmt.Errorf("%s: whether it is in use: %w", path, err)
-	}
-	if lock.Type != unix.F_UNLCK {
-		return fmt.Errorf("%s is in use by a running QEMU of this host: is a copy of this guest, or another guest, running on it?", path)
-	}
-	return nil
+	return err
 }
 
 // noteCopies writes down what the images are.
@@ -367,7 +284,7 @@ func (d *Daemon) recoverDisks(m marker.Marker) {
 // goroutine.
 func (b *backup) diskFailed(err error) {
 	b.setError(err)
-	b.d.hub.emit(b.name, "disk", err.Error())
+	b.tell(control.EventDisk, err.Error())
 	if in := b.current(); in != nil {
 		in.complain(err)
 		in.fail(err)

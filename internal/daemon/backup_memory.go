@@ -20,13 +20,9 @@ func (b *backup) reserveMemory() error {
 	if err != nil {
 		return err
 	}
-	need := hostmem.Need{Bytes: standbyProcessBytes, HugePageBytes: page}
+	need := standbyNeed(page)
 	for _, block := range b.setup.Blocks {
-		if page > 0 && ofGuest(block.Name) {
-			need.HugeBytes += (block.UsedBytes + page - 1) / page * page
-		} else {
-			need.Bytes += block.UsedBytes
-		}
+		addBlock(&need, block.Name, block.UsedBytes)
 	}
 	release, err := b.d.memory.Reserve(b.name, need)
 	var short *hostmem.ShortError
@@ -39,6 +35,20 @@ func (b *backup) reserveMemory() error {
 		b.imgMu.Unlock()
 	}
 	return err
+}
+
+// standbyNeed is what a standby takes without its memory.
+func standbyNeed(hugePageBytes uint64) hostmem.Need {
+	return hostmem.Need{Bytes: standbyProcessBytes, HugePageBytes: hugePageBytes}
+}
+
+// addBlock adds a RAM block to what a standby takes.
+func addBlock(need *hostmem.Need, name string, usedBytes uint64) {
+	if page := need.HugePageBytes; page > 0 && ofGuest(name) {
+		need.HugeBytes += (usedBytes + page - 1) / page * page
+	} else {
+		need.Bytes += usedBytes
+	}
 }
 
 // ofGuest tells whether QEMU takes a RAM block from the guest's memory backing;
@@ -76,10 +86,10 @@ func (b *backup) endMemory() {
 func (d *Daemon) checkMemory() control.Finding {
 	r, err := d.memory.Report()
 	if err != nil {
-		return fail("memory for standbys", "", err)
+		return failed("host.memory", "memory for standbys", "", err)
 	}
 	if room, _ := r.RoomBytes(); room < standbyProcessBytes {
-		return control.Finding{Item: "memory for standbys", Level: control.LevelWarn, Text: r.String(), Remedy: "no guest can be protected to this host"}
+		return control.Finding{ID: "host.memory", Item: "memory for standbys", Level: control.LevelWarn, Text: r.String(), Remedy: "no guest can be protected to this host"}
 	}
-	return ok("memory for standbys", "%s", r)
+	return okay("host.memory", "memory for standbys", "%s", r)
 }

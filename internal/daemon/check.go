@@ -2,158 +2,131 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/control"
-	"github.com/virt-ft/virt-ft/internal/diskrep"
-	"github.com/virt-ft/virt-ft/internal/guestram"
-	"github.com/virt-ft/virt-ft/internal/netgate"
 	"github.com/virt-ft/virt-ft/internal/virt"
 )
 
-// Check implements control.Service.
-func (d *Daemon) Check(ctx context.Context, domain, to string) (control.CheckReport, error) {
-	r := control.CheckReport{HostName: d.cfg.Host, Host: d.checkHost(ctx)}
-	if to != "" {
-		r.Host = append(r.Host, d.checkPeer(ctx, to))
+const (
+	// checkPatience is how long one look may take for `virt-ft check`, and
+	// refusePatience before a protection: libvirtd may be probing QEMU then.
+	checkPatience  = 4 * time.Second
+	refusePatience = 30 * time.Second
+)
+
+// Check implements control.Service. What is looked at is looked at side by side,
+// each look with its own patience, so that one that hangs hides no other.
+func (d *Daemon) Check(ctx context.Context, req control.CheckRequest) (control.CheckReport, error) {
+	r := control.CheckReport{HostName: d.cfg.Host}
+	var g *guest
+	if req.Domain != "" {
+		dom, err := d.lookup(ctx, req.Domain)
+		if err != nil {
+			return r, err
+		}
+		r.DomainName = dom.Name()
+		g = d.guestOf(ctx, dom, checkPatience)
 	}
-	if domain == "" {
-		return r, nil
+	var addr string
+	if req.To != "" {
+		var err error
+		if addr, err = d.peerAddr(req.To); err != nil {
+			return r, err
+		}
+		r.PeerName = req.To
 	}
-	dom, err := d.lookup(ctx, domain)
-	if err != nil {
-		return r, err
+	var link *linkFacts
+	parts := make(chan struct{}, 3)
+	begin := func(part func()) {
+		go func() {
+			defer func() { parts <- struct{}{} }()
+			part()
+		}()
 	}
-	r.DomainName = dom.Name()
-	r.Domain, err = d.checkDomain(ctx, dom)
-	return r, err
+	begin(func() { r.Host = gather(ctx, checkPatience, d.hostLooks(req.To != "")) })
+	begin(func() {
+		if addr != "" {
+			r.Peer, link = d.checkPeer(ctx, addr, g, peerLook{patience: checkPatience, measure: true, bandwidth: !req.NoBandwidth})
+		}
+	})
+	begin(func() {
+		if g != nil {
+			r.Domain = gather(ctx, checkPatience, d.guestLooks(g))
+		}
+	})
+	for range cap(parts) {
+		<-parts
+	}
+	if link != nil {
+		r.Link = link.report()
+		if g != nil {
+			r.Domain = append(r.Domain, d.foretell(g, link)...)
+		}
+	}
+	return r, nil
 }
 
-func ok(item, format string, args ...any) control.Finding {
-	return control.Finding{Item: item, Level: control.LevelOK, Text: fmt.Sprintf(format, args...)}
+// look is one thing to look at, or a few that belong together.
+type look struct {
+	id, item string // of the finding that says that there was no answer
+	see      func(ctx context.Context) []control.Finding
 }
 
-func fail(item, remedy string, err error) control.Finding {
-	return control.Finding{Item: item, Level: control.LevelFail, Text: err.Error(), Remedy: remedy}
-}
-
-// checkHost probes by use what the host must be able to do.
-func (d *Daemon) checkHost(ctx context.Context) []control.Finding {
+// gather looks at everything side by side and returns what was found, in the
+// order of looks. One that takes longer than patience is a finding itself; it
+// goes on in the background, because a system call cannot be called back.
+func gather(ctx context.Context, patience time.Duration, looks []look) []control.Finding {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	found := make([]chan []control.Finding, len(looks))
+	for i, l := range looks {
+		found[i] = make(chan []control.Finding, 1)
+		go func() { found[i] <- l.see(ctx) }()
+	}
+	grace := time.NewTimer(patience + patience/8) // looks that heed ctx say more than we could
+	defer grace.Stop()
 	var fs []control.Finding
-	if err := guestram.ProbeUffd(); err != nil {
-		fs = append(fs, fail("dirty page tracking", "boot Linux 6.7 or newer (Debian 12: the backports kernel)", err))
-	} else {
-		fs = append(fs, ok("dirty page tracking", "userfaultfd write-protection and PAGEMAP_SCAN work"))
-	}
-	if err := netgate.Probe(); err != nil {
-		fs = append(fs, fail("network output", "", err))
-	} else {
-		fs = append(fs, ok("network output", "it can be held until the backup has what it depends on"))
-	}
-	if h, err := d.virt.Host(ctx); err != nil {
-		fs = append(fs, fail("libvirt", "is libvirtd running, and is "+d.cfg.LibvirtURI+" right?", err))
-	} else {
-		fs = append(fs, ok("libvirt", "libvirt %s, QEMU %s", h.LibvirtVersion, h.QEMUVersion))
-	}
-	fs = append(fs, d.checkMemory())
-	fs = append(fs, fromVirt(d.virt.LockManager(ctx))...)
-	if err := d.transport().Check(); err != nil {
-		fs = append(fs, fail("transport", "", err))
-	} else {
-		fs = append(fs, ok("transport", "%s", d.cfg.Transport.Mode))
-	}
-	switch {
-	case d.cfg.Arbiter.Kind == "":
-		fs = append(fs, control.Finding{Item: "arbiter", Level: control.LevelWarn, Text: "none is configured: protect asks for --arbiter", Remedy: "set arbiter.kind"})
-	default:
-		if _, err := d.arbiterFor(ctx, d.cfg.Arbiter.Kind, ""); err != nil {
-			fs = append(fs, fail("arbiter", "see docs/OPERATIONS.md", err))
-		} else {
-			fs = append(fs, ok("arbiter", "%s", d.cfg.Arbiter.Kind))
+	late := false
+	for i, l := range looks {
+		if !late {
+			select {
+			case f := <-found[i]:
+				fs = append(fs, f...)
+				continue
+			case <-grace.C:
+				late = true
+			}
+		}
+		select {
+		case f := <-found[i]:
+			fs = append(fs, f...)
+		default:
+			fs = append(fs, failed(l.id, l.item, "check again; if it stays so, see the daemon's log", fmt.Errorf("no answer within %v", patience)))
 		}
 	}
 	return fs
 }
 
-func (d *Daemon) checkPeer(ctx context.Context, to string) control.Finding {
-	addr, err := d.peerAddr(to)
-	if err != nil {
-		return fail("peer", "", err)
-	}
-	start := time.Now()
-	c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return fail("peer", "is virt-ft's daemon running there, and the port open?", err)
-	}
-	defer c.Close()
-	return ok("peer", "%s answers on %s after %v", to, addr, time.Since(start).Round(time.Microsecond))
+// one makes a look of a function that finds one thing.
+func one(id, item string, see func(ctx context.Context) control.Finding) look {
+	return look{id, item, func(ctx context.Context) []control.Finding { return []control.Finding{see(ctx)} }}
 }
 
-// checkDomain judges the domain's devices, and the RAM blocks of its QEMU.
-func (d *Daemon) checkDomain(ctx context.Context, dom *virt.Domain) ([]control.Finding, error) {
-	xml, err := dom.LiveXML(ctx)
-	if err != nil {
-		return nil, err
-	}
-	fs := append(fromVirt(virt.Judge(xml)...), checkStorage(xml)...)
-	fs = append(fs, fromVirt(virt.JudgeClock(xml).Finding())...)
-	st, err := dom.State(ctx)
-	if err != nil {
-		return fs, err
-	}
-	if !st.Active() {
-		return append(fs, control.Finding{Item: "memory", Level: control.LevelWarn, Text: "the domain does not run: its memory could not be looked at", Remedy: "start it and check again"}), nil
-	}
-	pid, err := dom.PID()
-	if err != nil {
-		return fs, err
-	}
-	blocks, err := guestram.Blocks(ctx, pid, dom.HMP)
-	if errors.Is(err, guestram.ErrUnsupported) {
-		return append(fs, fail("memory", "", err)), nil
-	}
-	if err != nil {
-		return fs, err
-	}
-	var total uint64
-	n := 0
-	for _, b := range blocks {
-		if b.Migratable {
-			total += b.Used
-			n++
-		}
-	}
-	return append(fs, ok("memory", "%d RAM blocks, %d MiB", n, total>>20)), nil
+func okay(id, item, format string, args ...any) control.Finding {
+	return control.Finding{ID: id, Item: item, Level: control.LevelOK, Text: fmt.Sprintf(format, args...)}
 }
 
-// checkStorage refuses disks on storage that the backup may share: a copy of
-// them could be themselves.
-func checkStorage(liveXML string) []control.Finding {
-	disks, err := virt.Disks(liveXML)
-	if err != nil {
-		return []control.Finding{fail("disks", "", err)}
-	}
-	var fs []control.Finding
-	for _, disk := range disks {
-		if !disk.Replicated() || disk.Type != "file" {
-			continue
-		}
-		name, remote, err := diskrep.NetworkFilesystem(disk.Path)
-		switch {
-		case err != nil:
-			fs = append(fs, fail("disk "+disk.Target, "", err))
-		case remote:
-			fs = append(fs, control.Finding{Item: "disk " + disk.Target, Level: control.LevelFail, Text: disk.Path + " is on " + name +
-				", which other hosts may share: replicating it would keep two copies of what is already in one place", Remedy: "move it to storage of this host (virsh blockcopy --pivot)"})
-		}
-	}
-	return fs
+func warned(id, item, remedy, format string, args ...any) control.Finding {
+	return control.Finding{ID: id, Item: item, Level: control.LevelWarn, Text: fmt.Sprintf(format, args...), Remedy: remedy}
+}
+
+func failed(id, item, remedy string, err error) control.Finding {
+	return control.Finding{ID: id, Item: item, Level: control.LevelFail, Text: err.Error(), Remedy: remedy}
 }
 
 // checkPlaces refuses places for disks that the guest does not have.
@@ -194,18 +167,23 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// refuse turns failed findings into one error.
-func (d *Daemon) refuse(ctx context.Context, dom *virt.Domain, to string) error {
-	fs, err := d.checkDomain(ctx, dom)
-	if err != nil {
-		return err
+// refuse turns failed findings of this host, of the domain and of a peer that
+// answers into one error. A peer that does not answer is no reason yet: the
+// connection is tried for longer. Nothing is measured.
+func (d *Daemon) refuse(ctx context.Context, dom *virt.Domain, addr, kind string, places map[string]string) error {
+	g := d.guestOf(ctx, dom, refusePatience)
+	if kind != "" {
+		g.arbiter = kind
 	}
-	fs = append(fs, d.checkHost(ctx)...)
+	g.places = places
+	fs := gather(ctx, refusePatience, append(d.guestLooks(g), d.hostLooks(true)...))
+	peer, _ := d.checkPeer(ctx, addr, g, peerLook{patience: refusePatience})
+	fs = append(fs, slices.DeleteFunc(peer, func(f control.Finding) bool { return f.ID == peerReachable })...)
 	var why, remedies []string
 	for _, f := range fs {
 		if f.Level == control.LevelFail {
 			why = append(why, f.Item+": "+f.Text)
-			if f.Remedy != "" {
+			if f.Remedy != "" && !slices.Contains(remedies, f.Remedy) {
 				remedies = append(remedies, f.Remedy)
 			}
 		}
@@ -214,12 +192,4 @@ func (d *Daemon) refuse(ctx context.Context, dom *virt.Domain, to string) error 
 		return nil
 	}
 	return control.Errorf(control.CodeRefused, strings.Join(remedies, "; "), "%s cannot be protected: %s", dom.Name(), strings.Join(why, "; "))
-}
-
-func fromVirt(fs ...virt.Finding) []control.Finding {
-	out := make([]control.Finding, 0, len(fs))
-	for _, f := range fs {
-		out = append(out, control.Finding{Item: f.Item, Level: control.Level(f.Level), Text: f.Text, Remedy: f.Remedy})
-	}
-	return out
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,6 +31,7 @@ import (
 	"github.com/virt-ft/virt-ft/internal/ptracer"
 	"github.com/virt-ft/virt-ft/internal/replica"
 	"github.com/virt-ft/virt-ft/internal/virt"
+	"github.com/virt-ft/virt-ft/internal/watch"
 	"github.com/virt-ft/virt-ft/pkg/ftengine"
 	"github.com/virt-ft/virt-ft/pkg/kvmclock"
 )
@@ -74,6 +76,7 @@ type Daemon struct {
 	opening   map[string]*opening
 	layouts   cpulayout.Cache
 	tscKHz    func() uint32 // of this host; measured once
+	watch     *watch.Host
 }
 
 // New returns a daemon for cfg; it touches nothing yet.
@@ -81,7 +84,7 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	if cfg.Host == "" {
 		return nil, errors.New("config: host is empty")
 	}
-	return &Daemon{memory: hostmem.New(hostmem.Options{}), starts: newTurns(), rehearsals: newTurns(), cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, lostOnes: map[string]bool{}, starting: map[string]int{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
+	return &Daemon{watch: watch.New(), memory: hostmem.New(hostmem.Options{}), starts: newTurns(), rehearsals: newTurns(), cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, lostOnes: map[string]bool{}, starting: map[string]int{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
 // Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
@@ -125,15 +128,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 	} else {
 		defer hooks.Close()
 	}
-	ln, err := replica.Listen(d.ctx, d.cfg.Listen, replica.ListenerOptions{Transport: d.transport(), Admit: d.admit, Logger: d.log})
+	ln, err := replica.Listen(d.ctx, d.cfg.Listen, replica.ListenerOptions{Transport: d.transport(), Admit: d.admit, Answer: d.answerQuestion, Refused: d.watch.Refused, Logger: d.log})
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
+	d.warnOfTransport()
 	d.recover()
 	var wg sync.WaitGroup
 	wg.Go(func() { d.tscKHz() }) // before it is in anybody's way
 	wg.Go(func() { d.acceptSessions(ln) })
+	wg.Go(d.watchAll)
+	wg.Go(d.serveWeb)
 	failed := make(chan error, 1)
 	wg.Go(func() { failed <- srv.Serve(d.ctx) })
 	if err := control.Notify("READY=1"); err != nil {
@@ -174,13 +180,14 @@ func (d *Daemon) runners() []*base {
 // ended forgets a runner whose machine ended, unless another took its place.
 func (d *Daemon) ended(uuid string, b *base) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if p := d.primaries[uuid]; p != nil && &p.base == b {
 		delete(d.primaries, uuid)
 	}
 	if k := d.backups[uuid]; k != nil && &k.base == b {
 		delete(d.backups, uuid)
 	}
+	d.mu.Unlock()
+	b.tell(control.EventEnded, "the protection ended here")
 }
 
 func (d *Daemon) limits() ftengine.Limits {
@@ -199,7 +206,14 @@ func heartbeat(w *replica.Welcome, stamp func() replica.Stamp, exchanged func(se
 
 func (d *Daemon) transport() replica.Transport {
 	t := d.cfg.Transport
-	return replica.Transport{Mode: t.Mode, CACert: t.CA, ServerCert: t.ServerCert, ServerKey: t.ServerKey, ClientCert: t.ClientCert, ClientKey: t.ClientKey}
+	peers := map[string]string{}
+	for name := range d.cfg.Peers {
+		if host, _, err := net.SplitHostPort(d.cfg.PeerAddress(name)); err == nil { // as validate has seen
+			peers[name] = host
+		}
+	}
+	return replica.Transport{Mode: t.Mode, Pages: t.Pages, CACert: t.CA, ServerCert: t.ServerCert, ServerKey: t.ServerKey, ClientCert: t.ClientCert, ClientKey: t.ClientKey,
+		AllowedNames: t.AllowedNames, Peers: peers}
 }
 
 func busy(why string) *replica.Refuse {
@@ -225,8 +239,9 @@ func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.He
 		return d.answerPeer(ctx, uuid, p, b, w)
 	case p != nil:
 		return d.admitBeside(ctx, p, peer, w)
-	case b == nil:
-		return w, nil
+	}
+	if refusal := d.mayBring(b, hello); refusal != nil || b == nil {
+		return w, refusal
 	}
 	b.holdMu.Lock()
 	defer b.holdMu.Unlock()
@@ -272,7 +287,8 @@ func (d *Daemon) acceptSessions(ln *replica.Listener) {
 }
 
 // backupFor returns the runner for a session, making one if there is none; nil
-// when the guest came to be protected from here since the session was let in.
+// when the guest came to be protected from here, or is another host's, since the
+// session was let in.
 func (d *Daemon) backupFor(s *replica.Session) *backup {
 	uuid := s.Hello.Domain.String()
 	d.mu.Lock()
@@ -281,8 +297,11 @@ func (d *Daemon) backupFor(s *replica.Session) *backup {
 		return nil
 	}
 	if b := d.backups[uuid]; b != nil {
+		if d.mayBring(b, s.Hello) != nil {
+			return nil // another host was faster
+		}
 		b.mu.Lock()
-		b.mark.Generation, b.mark.Protection = s.PeerGeneration, s.Protection().String()
+		b.mark.Generation, b.mark.Protection, b.mark.PeerName = s.PeerGeneration, s.Protection().String(), s.Hello.Host
 		b.mu.Unlock()
 		return b
 	}

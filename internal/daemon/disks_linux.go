@@ -176,7 +176,7 @@ func (d *disks) serve(list []diskrep.Disk) error {
 		}
 	}
 	p.async(func() {
-		if err := d.srv.Serve(ln); err != nil && d.l.ctx.Err() == nil {
+		if err := d.srv.Serve(onlyFrom{ln.(*net.UnixListener), p.pid, p.log}); err != nil && d.l.ctx.Err() == nil {
 			d.l.fail(fmt.Errorf("the server of the guest's mirrored disks: %w", err))
 		}
 	})

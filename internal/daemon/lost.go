@@ -140,7 +140,7 @@ func (d *Daemon) settled(m marker.Marker, reason string) (done bool, err error) 
 	delete(d.lostOnes, m.UUID)
 	d.mu.Unlock()
 	d.log.Warn("the fate of a lost guest is known", "domain", m.Domain, "reason", reason)
-	d.hub.emit(m.Domain, "state", reason)
+	d.hub.emit(control.Event{Domain: m.Domain, UUID: m.UUID, Kind: control.EventState, Generation: m.Generation, Text: reason})
 	return true, nil
 }
 

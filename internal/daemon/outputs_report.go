@@ -20,10 +20,10 @@ func (o *outputs) look() {
 	switch {
 	case why != "" && was == "":
 		o.p.log.Warn("stalled: the guest's output waits", "why", why)
-		o.p.d.hub.emit(o.p.name, "stalled", why)
+		o.p.tell(control.EventStalled, why)
 	case why == "" && was != "":
 		o.p.log.Info("the guest's output flows again")
-		o.p.d.hub.emit(o.p.name, "flowing", "the guest's output flows again")
+		o.p.tell(control.EventFlowing, "the guest's output flows again")
 	}
 	max := time.Duration(o.p.pacing.Load().HeldMaxNs)
 	if max > 0 && waiting != nil && time.Since(waiting.cut) > max {

@@ -81,7 +81,7 @@ func TestPlaceDisk(t *testing.T) {
 		if x.known != (marker.DiskImage{}) {
 			rec.Disks[x.disk.Name] = x.known
 		}
-		got, err := b.placeDisk(rec, x.disk)
+		got, err := b.d.placeDisk(b.uuid, b.name, rec, x.disk)
 		switch {
 		case x.refuse == "" && (err != nil || got != x.want):
 			t.Errorf("%s: %s, %v; want %s", x.name, got, err, x.want)

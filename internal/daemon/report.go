@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,25 +14,51 @@ const (
 	// hubQueueMax bounds the events a reader has not taken yet; a slower one
 	// is cut off.
 	hubQueueMax = 256
+	// eventsKept is how many events are kept for those who come later.
+	eventsKept = 1024
 )
 
-// hub spreads events to those who listen. The zero value is ready; safe for
-// concurrent use.
+// hub spreads events to those who listen, and keeps the last ones for those who
+// come later. The zero value is ready; safe for concurrent use.
 type hub struct {
 	mu   sync.Mutex
-	subs map[chan control.Event]struct{}
+	subs map[chan control.Event]control.EventQuery
+	kept [eventsKept]control.Event
+	n    int // so far
 }
 
-func (h *hub) subscribe(ctx context.Context) <-chan control.Event {
-	c := make(chan control.Event, hubQueueMax)
+// subscribe returns what q asks for; the channel is closed at the end, with
+// ctx, or when its reader is too slow.
+func (h *hub) subscribe(ctx context.Context, q control.EventQuery) <-chan control.Event {
 	h.mu.Lock()
-	if h.subs == nil {
-		h.subs = map[chan control.Event]struct{}{}
+	defer h.mu.Unlock()
+	past := h.past(q)
+	c := make(chan control.Event, len(past)+hubQueueMax)
+	for _, e := range past {
+		c <- e
 	}
-	h.subs[c] = struct{}{}
-	h.mu.Unlock()
+	if !q.Follow {
+		close(c)
+		return c
+	}
+	if h.subs == nil {
+		h.subs = map[chan control.Event]control.EventQuery{}
+	}
+	h.subs[c] = q
 	context.AfterFunc(ctx, func() { h.drop(c) })
 	return c
+}
+
+// past returns the last q.Last events, the oldest first; mu is held.
+func (h *hub) past(q control.EventQuery) []control.Event {
+	var es []control.Event
+	for i := h.n - 1; i >= max(0, h.n-eventsKept) && (q.Last < 0 || len(es) < q.Last); i-- {
+		if e := h.kept[i%eventsKept]; q.Wants(e) && !e.At.Before(q.Since) {
+			es = append(es, e)
+		}
+	}
+	slices.Reverse(es)
+	return es
 }
 
 func (h *hub) drop(c chan control.Event) {
@@ -43,11 +70,17 @@ func (h *hub) drop(c chan control.Event) {
 	}
 }
 
-func (h *hub) emit(domain, kind, text string) {
-	e := control.Event{At: time.Now(), Domain: domain, Kind: kind, Text: text}
+// emit tells everybody of e, at this moment.
+func (h *hub) emit(e control.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for c := range h.subs {
+	e.At = time.Now()
+	h.kept[h.n%eventsKept] = e
+	h.n++
+	for c, q := range h.subs {
+		if !q.Wants(e) {
+			continue
+		}
 		select {
 		case c <- e:
 		default:
@@ -74,10 +107,21 @@ func (b *base) setState(role, state, reason string, gen uint64) {
 		if reason != "" {
 			text += ": " + reason
 		}
-		b.log.Info("state", "now", state, "generation", gen, "reason", reason)
-		b.d.hub.emit(b.name, "state", text)
+		b.log.Info("state", "now", state, "generation", gen, "peer", b.peerName(), "reason", reason)
+		b.tell(control.EventState, text)
 	}
 	b.changed()
+}
+
+// tell tells listeners what happened to the domain.
+func (b *base) tell(kind, text string) {
+	b.mu.Lock()
+	e := control.Event{Domain: b.name, UUID: b.uuid, Kind: kind, Role: b.status.Role, Generation: b.status.Generation, Peer: b.status.Peer, Text: text}
+	if kind == control.EventState {
+		e.State = b.status.State
+	}
+	b.mu.Unlock()
+	b.d.hub.emit(e)
 }
 
 func (b *base) setError(err error) {

@@ -74,7 +74,7 @@ func (d *Daemon) peerIsFree(b *backup, to string) error {
 func (d *Daemon) protectAgain(req control.ProtectRequest) error {
 	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
 	defer cancel()
-	p, err := d.prepare(ctx, req)
+	p, err := d.prepare(ctx, req, nil)
 	if err != nil {
 		return err
 	}

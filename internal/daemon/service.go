@@ -32,7 +32,7 @@ func (d *Daemon) Version() control.Version {
 
 // Protect implements control.Service.
 func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, progress func(control.Status)) error {
-	p, err := d.prepare(ctx, req)
+	p, err := d.prepare(ctx, req, progress)
 	if err != nil || req.DryRun {
 		return err
 	}
@@ -65,8 +65,8 @@ func (d *Daemon) Protect(ctx context.Context, req control.ProtectRequest, progre
 }
 
 // prepare checks everything that can be known before the guest is touched and
-// registers the runner.
-func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*primary, error) {
+// registers the runner, or if nothing is to be done tells plan what would be in force.
+func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest, plan func(control.Status)) (*primary, error) {
 	pacing := req.Pacing.Apply(pacingOf(d.cfg))
 	if err := d.checkPacing(pacing); err != nil {
 		return nil, err
@@ -79,9 +79,6 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	if err != nil {
 		return nil, err
 	}
-	if err := d.refuse(ctx, dom, req.To); err != nil {
-		return nil, err
-	}
 	if err := checkPlaces(ctx, dom, req.Disks); err != nil {
 		return nil, err
 	}
@@ -89,12 +86,12 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	if kind == "" {
 		kind = d.cfg.Arbiter.Kind
 	}
+	if err := d.refuse(ctx, dom, addr, kind, req.Disks); err != nil {
+		return nil, err
+	}
 	arb, err := d.arbiterFor(ctx, kind, "")
 	if err != nil {
 		return nil, control.Errorf(control.CodeInvalid, "", "%w", err)
-	}
-	if req.DryRun {
-		return nil, nil
 	}
 	d.mu.Lock()
 	untaken := d.untaken[dom.UUID()]
@@ -110,7 +107,35 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest) (*prim
 	}
 	m := marker.Marker{Domain: dom.Name(), UUID: dom.UUID(), Role: marker.RolePrimary, Phase: marker.PhaseConnecting, Protection: strings.ReplaceAll(randomUUID(), "-", ""),
 		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: marker.Pacing(pacing), Disks: req.Disks}
+	if req.DryRun {
+		plan(planned(m))
+		return nil, d.mayRegister(m)
+	}
 	return d.register(m, dom, pid)
+}
+
+// planned is what status would show of a protection at its beginning.
+func planned(m marker.Marker) control.Status {
+	s := control.Status{Domain: m.Domain, UUID: m.UUID, Role: string(m.Role), Peer: m.Peer, Generation: m.Generation, Arbiter: m.Arbiter, Pacing: control.Pacing(m.Pacing)}
+	for name, path := range m.Disks {
+		s.Disks = append(s.Disks, control.DiskStatus{Name: name, Path: path})
+	}
+	slices.SortFunc(s.Disks, func(a, b control.DiskStatus) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// mayRegister reports why register would refuse.
+func (d *Daemon) mayRegister(m marker.Marker) error {
+	d.mu.Lock()
+	b, p := d.backups[m.UUID], d.primaries[m.UUID]
+	d.mu.Unlock()
+	switch {
+	case b != nil && !b.active() && !b.idle():
+		return control.Errorf(control.CodeConflict, "run virt-ft protect on the host where the guest runs", "this host stands by for %s", m.Domain)
+	case p != nil:
+		return control.Errorf(control.CodeConflict, "see virt-ft status "+m.Domain, "%s is protected already, to %s", m.Domain, p.peerAddr)
+	}
+	return nil
 }
 
 // register makes the runner of a domain's primary, which must be the only one.
@@ -119,13 +144,13 @@ func (d *Daemon) register(m marker.Marker, dom *virt.Domain, pid int) (*primary,
 	if err != nil {
 		return nil, err
 	}
+	if err := d.mayRegister(m); err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	old := d.backups[m.UUID]
 	d.mu.Unlock()
 	if old != nil {
-		if !old.active() && !old.idle() {
-			return nil, control.Errorf(control.CodeConflict, "run virt-ft protect on the host where the guest runs", "this host stands by for %s", m.Domain)
-		}
 		old.stop() // its work is done, or never began: the guest is an ordinary one here now
 	}
 	d.mu.Lock()
@@ -327,8 +352,31 @@ func (d *Daemon) Status(ctx context.Context, domain string) ([]control.Status, e
 }
 
 // Events implements control.Service.
-func (d *Daemon) Events(ctx context.Context) (<-chan control.Event, error) {
-	return d.hub.subscribe(ctx), nil
+func (d *Daemon) Events(ctx context.Context, q control.EventQuery) (<-chan control.Event, error) {
+	return d.hub.subscribe(ctx, q), nil
+}
+
+// Domains implements control.Service.
+func (d *Daemon) Domains(ctx context.Context) ([]control.Domain, error) {
+	all, err := d.virt.Domains(ctx)
+	if err != nil {
+		return nil, control.Errorf(control.CodeUnavailable, "is libvirtd running?", "libvirt at %s does not answer: %w", d.cfg.LibvirtURI, err)
+	}
+	list := make([]control.Domain, 0, len(all))
+	d.mu.Lock()
+	for _, i := range all {
+		dom := control.Domain{Name: i.Name, UUID: i.UUID, Active: i.State.Active()}
+		switch {
+		case d.primaries[i.UUID] != nil:
+			dom.Role = control.RolePrimary
+		case d.backups[i.UUID] != nil:
+			dom.Role = control.RoleBackup
+		}
+		list = append(list, dom)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(list, func(a, b control.Domain) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
 }
 
 // Epochs implements control.Service.

@@ -142,6 +142,21 @@ func (l *Ledger) Reserve(id string, need Need) (release func(), err error) {
 	}, nil
 }
 
+// Fits tells, as Reserve would, whether a standby's memory could be promised now; it
+// promises nothing.
+func (l *Ledger) Fits(id string, need Need) error {
+	if err := need.check(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m, err := l.read()
+	if err != nil {
+		return err
+	}
+	return l.report(m, id).fits(id, need)
+}
+
 // Follow tells how much of what is promised to id is resident by now, in bytes
 // of ordinary memory; it is asked whenever somebody needs to know, one call at a
 // time, and must not call the ledger. From now on the huge pages are taken for
