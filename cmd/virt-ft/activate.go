@@ -10,7 +10,7 @@ import (
 
 func (a *app) activateCommand() *cobra.Command {
 	var force bool
-	cmd := &cobra.Command{
+	cmd := a.onDomain(&cobra.Command{
 		Use:   "activate DOMAIN",
 		Short: "Let this host's copy of a domain go on alone",
 		Long: `Let this host's copy of DOMAIN go on alone. This is the operator's decision that
@@ -22,11 +22,10 @@ primary's host the guest runs already, but what it sends waits while nobody know
 whether the standby took over: from now on it is sent again.
 
 Refused while the other host answers, unless --force is given.`,
-		Args: cobra.ExactArgs(1),
-		RunE: a.onDomain("%s runs on this host, alone", func(ctx context.Context, c *control.Client, domain string) error {
-			return c.Activate(ctx, domain, force)
-		}),
-	}
+		Example: "  virt-ft activate web1",
+	}, "%s runs on this host, alone", func(ctx context.Context, c *control.Client, domain string) error {
+		return c.Activate(ctx, domain, force)
+	})
 	cmd.Flags().BoolVar(&force, "force", false, "even if the other host answers")
 	return cmd
 }

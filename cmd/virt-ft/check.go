@@ -9,33 +9,37 @@ import (
 )
 
 func (a *app) checkCommand() *cobra.Command {
-	var to string
+	var req control.CheckRequest
 	cmd := &cobra.Command{
 		Use:   "check [DOMAIN]",
 		Short: "Tell whether this host, and a domain, can be protected",
 		Long: `Tell whether this host, and DOMAIN if named, can be protected, and what to do
-if not. With --to also whether that host can take it. Nothing is changed.
+if not. With --to also whether that host can take it: its daemon is asked, and
+round trip, clocks and bandwidth are measured by the transport that a protection
+uses. Nothing is changed. The measurement of bandwidth sends for less than a
+second, and a tenth of that where guests are protected already; --no-bandwidth
+leaves it out. What each finding means is in docs/CHECK.md, by the "id" of
+-o json.
 
 Exits with 1 when something prevents protection.`,
-		Args: cobra.MaximumNArgs(1),
+		Example: `  virt-ft check
+  virt-ft check web1 --to hostB`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.runningDomains(),
 	}
-	cmd.Flags().StringVar(&to, "to", "", "the host that would hold the standby")
+	a.toFlag(cmd, &req.To, "the host that would hold the standby")
+	cmd.Flags().BoolVar(&req.NoBandwidth, "no-bandwidth", false, "do not measure what the link carries")
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.ask(*output, func(c *control.Client, asJSON bool) error {
-			domain := ""
+		return a.ask(output, func(c *control.Client) error {
 			if len(args) > 0 {
-				domain = args[0]
+				req.Domain = args[0]
 			}
-			report, err := c.Check(cmd.Context(), domain, to)
+			report, err := c.Check(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				err = printJSON(a.out, report)
-			} else {
-				a.printReport(report)
-			}
+			err = a.show(output, report, func() { a.printReport(report) })
 			if err == nil && report.Worst() == control.LevelFail {
 				return exitError(control.ExitError)
 			}
@@ -47,15 +51,24 @@ Exits with 1 when something prevents protection.`,
 
 func (a *app) printReport(r control.CheckReport) {
 	a.printFindings("host "+r.HostName, r.Host)
+	if r.PeerName != "" {
+		fmt.Fprintln(a.out)
+		a.printFindings("peer "+r.PeerName, r.Peer)
+	}
 	if r.DomainName != "" {
 		fmt.Fprintln(a.out)
 		a.printFindings("domain "+r.DomainName, r.Domain)
 	}
+	fmt.Fprintln(a.out)
+	a.printVerdict(r)
+}
+
+// printVerdict says in a line what the findings come to.
+func (a *app) printVerdict(r control.CheckReport) {
 	what := "this host"
 	if r.DomainName != "" {
 		what = safeText(r.DomainName)
 	}
-	fmt.Fprintln(a.out)
 	switch r.Worst() {
 	case control.LevelFail:
 		fmt.Fprintf(a.out, "%s: %s cannot be protected as it is\n", a.out.paint(red, "no"), what)

@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/virt-ft/virt-ft/internal/config"
 	"github.com/virt-ft/virt-ft/internal/daemon"
+	"github.com/virt-ft/virt-ft/internal/journal"
 )
 
 func (a *app) daemonCommand() *cobra.Command {
@@ -16,15 +20,19 @@ func (a *app) daemonCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run the daemon of this host",
-		Long: `Run the daemon of this host in the foreground, logging to standard error. It
-tells systemd when it is ready (sd_notify) and stops on SIGTERM or SIGINT.`,
+		Long: `Run the daemon of this host in the foreground, logging to standard error or, under
+systemd, to the journal with fields (log.format in the configuration). It tells
+systemd when it is ready (sd_notify) and stops on SIGTERM or SIGINT. Guests run on
+when it stops, protected ones unprotected until it is back.`,
+		Example: `  virt-ft daemon --print-config > /etc/virt-ft/virt-ft.toml
+  journalctl -u virt-ft VIRT_FT_DOMAIN=web1`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if printConfig {
 				_, err := io.WriteString(a.out, config.Example())
 				return err
 			}
-			cfg, err := config.Load(a.config)
+			cfg, err := a.configured()
 			if err != nil {
 				return err
 			}
@@ -32,6 +40,8 @@ tells systemd when it is ready (sd_notify) and stops on SIGTERM or SIGINT.`,
 			if err != nil {
 				return err
 			}
+			// A standard error that nobody reads any more is no reason to die.
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 			d, err := daemon.New(cfg, log)
 			if err != nil {
 				return err
@@ -49,8 +59,12 @@ func newLogger(w io.Writer, c config.Log) (*slog.Logger, error) {
 		return nil, fmt.Errorf("log level: %w", err)
 	}
 	o := &slog.HandlerOptions{Level: level}
-	if c.Format == "json" {
+	text := slog.NewTextHandler(w, o)
+	switch {
+	case c.Format == config.LogJSON:
 		return slog.New(slog.NewJSONHandler(w, o)), nil
+	case c.Format == config.LogJournal, c.Format == config.LogAuto && journal.OnStandardError():
+		return slog.New(journal.New(level, text)), nil
 	}
-	return slog.New(slog.NewTextHandler(w, o)), nil
+	return slog.New(text), nil
 }

@@ -9,10 +9,11 @@ import (
 	"github.com/virt-ft/virt-ft/internal/control"
 )
 
-// onDomain is a command that asks the daemon for one thing with a domain, and says
-// then that it is done: said is a format for the domain's name.
-func (a *app) onDomain(said string, do func(context.Context, *control.Client, string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
+// onDomain makes cmd, which has its words already, ask the daemon for one thing
+// with a domain, and say then that it is done: said is a format for the domain's name.
+func (a *app) onDomain(cmd *cobra.Command, said string, do func(context.Context, *control.Client, string) error) *cobra.Command {
+	cmd.Args, cmd.ValidArgsFunction = cobra.ExactArgs(1), a.protectedDomains()
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
@@ -24,4 +25,5 @@ func (a *app) onDomain(said string, do func(context.Context, *control.Client, st
 		fmt.Fprintf(a.out, said+"\n", safeText(args[0]))
 		return nil
 	}
+	return cmd
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -21,78 +20,100 @@ func (a *app) epochsCommand() *cobra.Command {
 		Short: "Show where the time of each checkpoint went",
 		Long: `Show the last acknowledged checkpoints of DOMAIN, which this host must be the
 primary of: for how long each stopped the guest and what was done meanwhile, what
-was sent, and when the backup had it. With --follow also those to come. With
--o json one object per line.`,
-		Args: cobra.ExactArgs(1),
+was sent, and when the backup had it; times in milliseconds. With --follow also
+those to come. With -o json one object per line, with -o yaml a document for each.`,
+		Example: `  virt-ft epochs web1 -n 5 -o wide
+  virt-ft epochs web1 -f -n 0 -o json | jq .paused_ms`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.protectedDomains(),
 	}
 	cmd.Flags().IntVarP(&last, "last", "n", epochsShown, "how many")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until interrupted")
-	output := outputFlag(cmd)
+	output := outputFlag(cmd, formatWide)
+	output.headersFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if last < 0 {
 			return usageError("--last %d is not a number of epochs", last)
 		}
-		return a.ask(*output, func(c *control.Client, asJSON bool) error {
-			shown := 0
+		return a.ask(output, func(c *control.Client) error {
+			columns, shown := epochColumns(output.format == formatWide), 0
 			return c.Epochs(cmd.Context(), args[0], last, follow, func(e control.Epoch) error {
-				if asJSON {
-					return json.NewEncoder(a.out).Encode(e)
-				}
-				if shown%epochsShown == 0 {
-					if _, err := fmt.Fprintln(a.out, a.out.paint(bold, epochHeader())); err != nil {
-						return err
+				return a.showNext(output, e, func() string {
+					line := epochLine(columns, e)
+					if shown++; shown%epochsShown == 1 && !output.noHeaders {
+						line = a.out.paint(bold, epochHeader(columns)) + "\n" + line
 					}
-				}
-				shown++
-				_, err := fmt.Fprintln(a.out, epochLine(e))
-				return err
+					return line
+				})
 			})
 		})
 	}
 	return cmd
 }
 
-// epochColumns are the titles and widths of what epochLine writes. Times are in
-// milliseconds.
-func epochColumns() []struct {
+// epochColumn is a column of what epochs prints, aligned to the right.
+type epochColumn struct {
 	title string
 	width int
-} {
-	return []struct {
-		title string
-		width int
+	text  func(control.Epoch) string
+}
+
+// epochColumns are those that fit 80 columns of a terminal, or all. Times are
+// in milliseconds.
+func epochColumns(wide bool) []epochColumn {
+	ms := func(of func(control.Epoch) float64) func(control.Epoch) string {
+		return func(e control.Epoch) string { return fmt.Sprintf("%.1f", of(e)) }
+	}
+	all := []struct {
+		always bool
+		epochColumn
 	}{
-		{"TIME", len(clockFormat)}, {"EPOCH", 8}, {"INTERVAL", 8}, {"PAUSED", 7}, {"STOP", 6}, {"GATE", 5}, {"SCAN", 5}, {"COPY", 5}, {"HOLD", 5}, {"DEVICE", 6},
-		{"LIVE", 6}, {"PAGES", 6}, {"SAME", 6}, {"SENT", 9}, {"SHIP", 6}, {"ACK", 7},
+		{true, epochColumn{"TIME", len(clockFormat), func(e control.Epoch) string { return e.At.Local().Format(clockFormat) }}},
+		{true, epochColumn{"EPOCH", 7, func(e control.Epoch) string { return fmt.Sprint(e.Epoch) }}},
+		{false, epochColumn{"INTERVAL", 8, ms(func(e control.Epoch) float64 { return e.IntervalMs })}},
+		{true, epochColumn{"PAUSED", 7, ms(func(e control.Epoch) float64 { return e.PausedMs })}},
+		{true, epochColumn{"STOP", 6, ms(func(e control.Epoch) float64 { return e.StopMs })}},
+		{false, epochColumn{"GATE", 5, ms(func(e control.Epoch) float64 { return e.GateMs })}},
+		{true, epochColumn{"SCAN", 5, ms(func(e control.Epoch) float64 { return e.ScanMs })}},
+		{true, epochColumn{"COPY", 5, ms(func(e control.Epoch) float64 { return e.CopyMs })}},
+		{false, epochColumn{"HOLD", 5, ms(func(e control.Epoch) float64 { return e.HoldMs })}},
+		{true, epochColumn{"DEVICE", 6, ms(func(e control.Epoch) float64 { return e.DeviceMs })}},
+		{false, epochColumn{"LIVE", 6, func(e control.Epoch) string { return fmt.Sprint(e.LivePages) }}},
+		{true, epochColumn{"PAGES", 6, func(e control.Epoch) string { return fmt.Sprint(e.PausePages) }}},
+		{false, epochColumn{"SAME", 6, func(e control.Epoch) string { return fmt.Sprint(e.SamePages) }}},
+		{true, epochColumn{"SENT", 10, sentText}},
+		{false, epochColumn{"SHIP", 6, ms(func(e control.Epoch) float64 { return e.ShipMs })}},
+		{true, epochColumn{"ACK", 6, ms(func(e control.Epoch) float64 { return e.AckMs })}},
 	}
-}
-
-func epochHeader() string {
-	var titles []string
-	for _, c := range epochColumns() {
-		titles = append(titles, c.title)
-	}
-	return columns(titles)
-}
-
-func epochLine(e control.Epoch) string {
-	ms := func(v float64) string { return fmt.Sprintf("%.1f", v) }
-	sent := byteCount(float64(e.SentBytes))
-	if e.Packed {
-		sent = "z " + sent
-	}
-	return columns([]string{e.At.Local().Format(clockFormat), fmt.Sprint(e.Epoch), ms(e.IntervalMs), ms(e.PausedMs), ms(e.StopMs), ms(e.GateMs), ms(e.ScanMs), ms(e.CopyMs),
-		ms(e.HoldMs), ms(e.DeviceMs), fmt.Sprint(e.LivePages), fmt.Sprint(e.PausePages), fmt.Sprint(e.SamePages), sent, ms(e.ShipMs), ms(e.AckMs)})
-}
-
-// columns aligns fields to the right.
-func columns(fields []string) string {
-	var line strings.Builder
-	for i, c := range epochColumns() {
-		if i > 0 {
-			line.WriteByte(' ')
+	var columns []epochColumn
+	for _, c := range all {
+		if wide || c.always {
+			columns = append(columns, c.epochColumn)
 		}
-		fmt.Fprintf(&line, "%*s", c.width, fields[i])
 	}
-	return line.String()
+	return columns
+}
+
+// sentText is what an epoch sent, marked if its memory was packed.
+func sentText(e control.Epoch) string {
+	if e.Packed {
+		return "z " + byteCount(float64(e.SentBytes))
+	}
+	return byteCount(float64(e.SentBytes))
+}
+
+func epochHeader(columns []epochColumn) string {
+	var line []string
+	for _, c := range columns {
+		line = append(line, fmt.Sprintf("%*s", c.width, c.title))
+	}
+	return strings.Join(line, " ")
+}
+
+func epochLine(columns []epochColumn, e control.Epoch) string {
+	var line []string
+	for _, c := range columns {
+		line = append(line, fmt.Sprintf("%*s", c.width, c.text(e)))
+	}
+	return strings.Join(line, " ")
 }

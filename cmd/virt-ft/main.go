@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -26,17 +27,18 @@ func main() {
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	a := &app{out: newTerminal(os.Stdout), err: newTerminal(os.Stderr)}
+	a := &app{in: os.Stdin, out: newTerminal(os.Stdout), err: newTerminal(os.Stderr)}
 	root := a.command()
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return control.ExitOK
 	}
-	return a.report(ctx, err)
+	return a.report(ctx, cmd, err)
 }
 
 // app is what all subcommands share.
 type app struct {
+	in       *os.File
 	out, err *terminal
 	socket   string // of --socket
 	config   string // of --config
@@ -46,20 +48,14 @@ type app struct {
 const rootLong = `virt-ft keeps a running libvirt guest alive when its host dies: a standby on
 another host has its memory, a few milliseconds old, and goes on by itself.
 
-Exit codes:
-  0    done
-  1    failed: the message says why and what to do
-  2    wrong usage
-  3    the domain is not protected (any more)
-  4    no daemon answers
-  130  interrupted`
+`
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:               "virt-ft",
 		Short:             "Fault tolerance for libvirt guests",
-		Long:              rootLong,
-		Args:              cobra.NoArgs,
+		Long:              rootLong + exitTable(),
+		Args:              noSuchCommand,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -70,16 +66,33 @@ func (a *app) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the daemon (default: $VIRT_FT_SOCKET, else that of the configuration)")
 	root.PersistentFlags().StringVar(&a.config, "config", config.DefaultPath, "configuration file")
+	root.SuggestionsMinimumDistance = 2
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", fmt.Sprintf(".FlagUsagesWrapped %d", defaultWidth)))
 	root.AddCommand(a.activateCommand(), a.checkCommand(), a.daemonCommand(), a.epochsCommand(), a.eventsCommand(), a.failbackCommand(), a.manCommand(),
-		a.protectCommand(), a.setCommand(), a.statusCommand(), a.unprotectCommand(), a.versionCommand())
+		a.pkiCommand(), a.protectCommand(), a.reportCommand(), a.setCommand(), a.statusCommand(), a.topCommand(), a.unprotectCommand(), a.versionCommand(), a.waitCommand())
+	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
-		work := cmd.RunE
-		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			a.started = true // what fails from now on is no mistake in the arguments
-			return work(cmd, args)
+		if cmd.Name() == "completion" { // cobra's own takes any word for a request for help
+			cmd.Args, cmd.RunE = noSuchCommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
 	}
+	a.markStart(root)
+	fillHelp(root)
 	return root
+}
+
+// markStart has every command note that it runs: what fails from then on is no
+// mistake in the arguments.
+func (a *app) markStart(parent *cobra.Command) {
+	for _, cmd := range parent.Commands() {
+		a.markStart(cmd)
+		if work := cmd.RunE; work != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				a.started = true
+				return work(cmd, args)
+			}
+		}
+	}
 }
 
 // client returns a client of the daemon's control socket.
@@ -99,74 +112,4 @@ func (a *app) client() (*control.Client, error) {
 		socket = c.Control.Socket
 	}
 	return control.NewClient(socket), nil
-}
-
-// ask has f talk to the daemon, when output, the value of -o, is one that is known.
-func (a *app) ask(output string, f func(c *control.Client, asJSON bool) error) error {
-	asJSON, err := wantJSON(output)
-	if err != nil {
-		return err
-	}
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return f(c, asJSON)
-}
-
-// exitError ends the program with a code but without a message: everything was
-// said already.
-type exitError int
-
-func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
-
-// report tells the user what failed and returns the exit code.
-func (a *app) report(ctx context.Context, err error) int {
-	var code exitError
-	if errors.As(err, &code) {
-		return int(code)
-	}
-	var known *control.Error
-	switch {
-	case errors.As(err, &known):
-		a.complain(known.Message, known.Remedy)
-		return known.ExitCode()
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-		a.complain("interrupted", "")
-		return control.ExitInterrupted
-	case !a.started:
-		a.complain(err.Error(), "virt-ft --help")
-		return control.ExitUsage
-	}
-	a.complain(err.Error(), "")
-	return control.ExitError
-}
-
-func (a *app) complain(message, remedy string) {
-	fmt.Fprintf(a.err, "%s %s\n", a.err.paint(red, "virt-ft:"), message)
-	if remedy != "" {
-		fmt.Fprintf(a.err, "  %s %s\n", a.err.paint(bold, "try:"), remedy)
-	}
-}
-
-// usageError makes a message about wrong arguments that only a subcommand can see.
-func usageError(format string, args ...any) error {
-	return control.Errorf(control.CodeInvalid, "virt-ft --help", format, args...)
-}
-
-// outputFlag adds -o to a command and returns where its value is.
-func outputFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("output", "o", "table", "table or json")
-}
-
-// wantJSON interprets the value of -o.
-func wantJSON(output string) (bool, error) {
-	switch output {
-	case "json":
-		return true, nil
-	case "table":
-		return false, nil
-	}
-	return false, usageError("-o %s: only table and json are known", output)
 }

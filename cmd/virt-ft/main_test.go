@@ -13,13 +13,19 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"sigs.k8s.io/yaml"
 
 	"github.com/virt-ft/virt-ft/internal/control"
 	"github.com/virt-ft/virt-ft/internal/daemon"
+	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
 func TestMain(m *testing.M) {
 	daemon.Early()
+	lab.MaybeHost()
+	if os.Getenv("VIRT_FT_TEST_RUN") != "" {
+		os.Exit(run()) // on a terminal of a test
+	}
 	testscript.Main(m, map[string]func(){"virt-ft": func() { os.Exit(run()) }})
 }
 
@@ -31,6 +37,8 @@ type scenario struct {
 	Hang       bool                `json:"hang"` // protect waits for its cancellation
 	CheckWords control.CheckReport `json:"check"`
 	Happened   []control.Event     `json:"events"`
+	Quiet      bool                `json:"quiet"` // nothing happens to those who follow events
+	Known      []control.Domain    `json:"domains"`
 	Taken      []control.Epoch     `json:"epochs"`
 	Pacing     control.Pacing      `json:"pacing"`
 	Failure    *control.Error      `json:"failure"` // of every request but version
@@ -115,12 +123,25 @@ func (s *scenario) Status(_ context.Context, domain string) ([]control.Status, e
 	return s.Answers, s.call(strings.TrimSpace("status " + domain))
 }
 
-func (s *scenario) Check(_ context.Context, domain, to string) (control.CheckReport, error) {
-	return s.CheckWords, s.call("check", domain, to)
+func (s *scenario) Check(_ context.Context, req control.CheckRequest) (control.CheckReport, error) {
+	words := []string{req.Domain, req.To}
+	if req.NoBandwidth {
+		words = append(words, "quiet")
+	}
+	return s.CheckWords, s.call(append([]string{"check"}, words...)...)
 }
 
-func (s *scenario) Events(context.Context) (<-chan control.Event, error) {
-	return sent(s.Happened), s.call("events")
+func (s *scenario) Events(ctx context.Context, q control.EventQuery) (<-chan control.Event, error) {
+	if err := s.call(strings.Fields(fmt.Sprint("events ", q.Domain, " ", q.Last, " ", q.Follow))...); err != nil || !q.Follow || !s.Quiet {
+		return sent(s.Happened), err
+	}
+	c := make(chan control.Event)
+	context.AfterFunc(ctx, func() { close(c) })
+	return c, nil
+}
+
+func (s *scenario) Domains(context.Context) ([]control.Domain, error) {
+	return s.Known, s.call("domains")
 }
 
 func (s *scenario) Epochs(_ context.Context, domain string, last int, follow bool) (<-chan control.Epoch, error) {
@@ -151,12 +172,20 @@ func TestScripts(t *testing.T) {
 			env.Values[scenarioKey{}] = &scenario{called: make(chan struct{})}
 			return nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"serve":  serve,
-			"await":  await,
-			"isjson": isJSON,
-		},
+		Cmds: scriptCommands(),
 	})
+}
+
+// scriptCommands are what scripts can say beside testscript's own words.
+func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args []string) {
+	return map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		"serve":  serve,
+		"await":  await,
+		"isjson": func(ts *testscript.TestScript, _ bool, args []string) { isOf(ts, args, splitJSON, json.Unmarshal) },
+		"isyaml": func(ts *testscript.TestScript, _ bool, args []string) {
+			isOf(ts, args, splitYAML, func(b []byte, v any) error { return yaml.UnmarshalStrict(b, v) })
+		},
+	}
 }
 
 // scenarioKey is where a script keeps its *scenario among its values.
@@ -198,16 +227,49 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// isjson TYPE checks that standard output parses as that type, strictly.
-func isJSON(ts *testscript.TestScript, _ bool, args []string) {
-	types := map[string]any{"status": &[]control.Status{}, "check": &control.CheckReport{}, "pacing": &control.Pacing{}}
-	v, ok := types[strings.Join(args, " ")]
-	if !ok {
-		ts.Fatalf("usage: isjson status|check|pacing")
+// isOf checks that standard output is of a type, strictly: each of what split makes of it.
+func isOf(ts *testscript.TestScript, args []string, split func(string) []string, parse func([]byte, any) error) {
+	types := map[string]func() any{
+		"status": func() any { return &[]control.Status{} },
+		"check":  func() any { return &control.CheckReport{} },
+		"pacing": func() any { return &control.Pacing{} },
+		"dryrun": func() any { return &dryRunAnswer{} },
+		"events": func() any { return &control.Event{} },
+		"epochs": func() any { return &control.Epoch{} },
 	}
-	dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
-	dec.DisallowUnknownFields()
-	ts.Check(dec.Decode(v))
+	of, ok := types[strings.Join(args, " ")]
+	if !ok {
+		ts.Fatalf("usage: isjson|isyaml status|check|pacing|dryrun|events|epochs")
+	}
+	whole := split(ts.ReadFile("stdout"))
+	if args[0] != "events" && args[0] != "epochs" {
+		whole = []string{ts.ReadFile("stdout")}
+	}
+	for _, text := range whole {
+		v := of()
+		ts.Check(parse([]byte(text), v))
+		if again, err := json.Marshal(v); err != nil || !sameFields(text, again, parse) {
+			ts.Fatalf("%s has other fields than %T", text, v)
+		}
+	}
+}
+
+// sameFields reports whether text says nothing that again, made of what was
+// understood of it, does not say.
+func sameFields(text string, again []byte, parse func([]byte, any) error) bool {
+	var a, b any
+	if parse([]byte(text), &a) != nil || json.Unmarshal(again, &b) != nil {
+		return false
+	}
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+func splitJSON(text string) []string { return strings.Split(strings.TrimRight(text, "\n"), "\n") }
+
+func splitYAML(text string) []string {
+	return strings.Split(strings.TrimPrefix(text, "---\n"), "\n---\n")
 }
 
 // What a terminal gets: one line, redrawn in place, never wider than it is.

@@ -19,14 +19,17 @@ func (a *app) setCommand() *cobra.Command {
 be the primary of, and for how long its output may wait. It is in force at once
 and until the protection ends. Prints what is in force then; without options
 nothing is changed.`,
-		Args: cobra.ExactArgs(1),
+		Example: `  virt-ft set web1
+  virt-ft set web1 --epoch-idle 50ms --held-max 5s`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.protectedDomains(),
 	}
 	pacing := newPacingFlags(cmd.Flags())
 	cmd.Flags().DurationVar(&pacing.held, heldMaxFlag, 0,
 		"give the backup up, as if it were silent, once output has waited for this long; 0: output waits for as long as it takes")
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.ask(*output, func(c *control.Client, asJSON bool) error {
+		return a.ask(output, func(c *control.Client) error {
 			change, err := pacing.change()
 			if err != nil {
 				return err
@@ -35,16 +38,14 @@ nothing is changed.`,
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return printJSON(a.out, now)
-			}
-			table(a.out, [][]cell{
-				{{text: "epoch min"}, {text: nanos(now.MinNs)}},
-				{{text: "epoch idle"}, {text: nanos(now.IdleNs)}},
-				{{text: "pause share"}, {text: share(now.PauseShareMax)}},
-				{{text: "held max"}, {text: heldMax(now.HeldMaxNs)}},
+			return a.show(output, now, func() {
+				table(a.out, [][]cell{
+					{{text: "epoch min"}, {text: nanos(now.MinNs)}},
+					{{text: "epoch idle"}, {text: nanos(now.IdleNs)}},
+					{{text: "pause share"}, {text: share(now.PauseShareMax)}},
+					{{text: "held max"}, {text: heldMax(now.HeldMaxNs)}},
+				})
 			})
-			return nil
 		})
 	}
 	return cmd

@@ -12,12 +12,14 @@ func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of this command and of the daemon",
-		Args:  cobra.NoArgs,
+		Long: `Show the version of this command and of the daemon. A daemon that does not
+answer is no failure.`,
+		Example: "  virt-ft version -o json | jq -r .daemon.version",
+		Args:    cobra.NoArgs,
 	}
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		asJSON, err := wantJSON(*output)
-		if err != nil {
+		if err := output.check(); err != nil {
 			return err
 		}
 		answer := struct {
@@ -31,16 +33,14 @@ func (a *app) versionCommand() *cobra.Command {
 				answer.Daemon = &v
 			}
 		}
-		if asJSON {
-			return printJSON(a.out, answer)
-		}
-		fmt.Fprintf(a.out, "virt-ft %s\n", describe(answer.Client))
-		if answer.Daemon == nil {
-			fmt.Fprintln(a.out, "daemon  not running")
-			return nil
-		}
-		fmt.Fprintf(a.out, "daemon  %s\n", describe(*answer.Daemon))
-		return nil
+		return a.show(output, answer, func() {
+			fmt.Fprintf(a.out, "virt-ft %s\n", describe(answer.Client))
+			if answer.Daemon == nil {
+				fmt.Fprintln(a.out, "daemon  not running")
+				return
+			}
+			fmt.Fprintf(a.out, "daemon  %s\n", describe(*answer.Daemon))
+		})
 	}
 	return cmd
 }
