@@ -38,14 +38,23 @@ func keptCapabilities() string {
 	return filepath.Join(dir, "virt-ft-lab", "capabilities")
 }
 
+// keptHere is keptCapabilities of the host's programs: a QEMU has a file by its
+// path, which is the same in every root.
+func (h *Host) keptHere() string {
+	if h.side.root != "" {
+		return filepath.Join(h.side.root, "var/cache/virt-ft-lab")
+	}
+	return keptCapabilities()
+}
+
 // lendCapabilities gives a new host's disk what earlier hosts found out.
 func (h *Host) lendCapabilities() {
-	copyCapabilities(keptCapabilities(), h.ownCapabilities())
+	copyCapabilities(h.keptHere(), h.ownCapabilities())
 }
 
 // keepCapabilities keeps what the host found out for those that come.
 func (h *Host) keepCapabilities() {
-	copyCapabilities(h.ownCapabilities(), keptCapabilities())
+	copyCapabilities(h.ownCapabilities(), h.keptHere())
 }
 
 func (h *Host) ownCapabilities() string { return filepath.Join(h.Dir, "disk", capabilitiesDir) }

@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -42,8 +41,8 @@ func (l *Lab) InstallDaemons(binary, extra string) error {
 }
 
 // InstallDaemonsWith gives both hosts the virt-ft program binary, each with a
-// configuration that names the other as a peer: plain transport, and what the
-// options say. Start them with h.Daemon.Start.
+// configuration that names the other as a peer, with certificates of the lab's own
+// authority for it, and with what the options say, PlainTransport for instance. Start them with h.Daemon.Start.
 func (l *Lab) InstallDaemonsWith(binary string, o DaemonOptions) error {
 	program, err := os.ReadFile(binary)
 	if err != nil {
@@ -59,12 +58,7 @@ func (l *Lab) InstallDaemonsWith(binary string, o DaemonOptions) error {
 			return err
 		}
 		h.SetDaemon([]string{path, "daemon"}, nil, func(ctx context.Context) error {
-			// The command itself does without a daemon.
-			out, err := h.Ctl(ctx, "version")
-			if err == nil && strings.Contains(out, "not running") {
-				err = errors.New("the daemon does not answer yet")
-			}
-			return err
+			return h.get(ctx, "version", nil, &struct{}{})
 		})
 	}
 	return nil
@@ -84,13 +78,15 @@ func (h *Host) ConfigureWith(o DaemonOptions) error {
 	}
 	peer := h.lab.Peer(h)
 	text := fmt.Sprintf(`host = %q
-transport.mode = "plain"
 %s
 [arbiter]
 %s
 [peers]
 %s = %q
 `, h.Name, o.Extra, o.Arbiter(h), peer.Name, peer.Repl)
+	if err := h.certify(); err != nil {
+		return err
+	}
 	path, err := h.Root(daemonConfigPath)
 	if err != nil {
 		return err
@@ -186,7 +182,7 @@ func (h *Host) Protections(ctx context.Context, domain string) ([]Protection, er
 func (h *Host) WaitState(ctx context.Context, domain string, states ...string) (Protection, error) {
 	var last Protection
 	for {
-		ps, err := h.Protections(ctx, domain)
+		ps, err := h.poll(ctx, domain)
 		if err == nil && len(ps) > 0 {
 			last = ps[0]
 			for _, s := range states {

@@ -38,10 +38,16 @@ func (l *Lab) InstallBoot(a Assets) (GuestOptions, error) {
 	if err != nil {
 		return o, fmt.Errorf("lab: guest kernel: %w", err)
 	}
-	if err := writeInitramfs(o.Initrd, a, guestModules()); err != nil {
-		return o, err
+	for path, modules := range map[string][]string{
+		o.Initrd:             plainModules(),
+		richInitrd(o.Initrd): guestModules(),
+		diskInitrd(o.Initrd): append(guestModules(), diskModules()...),
+	} {
+		if err := writeInitramfs(path, a, modules); err != nil {
+			return o, err
+		}
 	}
-	return o, writeInitramfs(diskInitrd(o.Initrd), a, append(guestModules(), diskModules()...))
+	return o, nil
 }
 
 // StartGuest creates the domain on the host and waits until the guest, unless it

@@ -36,7 +36,7 @@ type GuestOptions struct {
 	// ft. key overrides the earlier one.
 	Cmdline string
 	// Kernel and Initrd are paths that both hosts see, as InstallBoot returns
-	// them. A guest with disks boots from the initramfs beside Initrd.
+	// them. A rich guest, and one with disks, boots from an initramfs beside Initrd.
 	Kernel, Initrd string
 	// Firmware is a path that both hosts see, of what the guest runs in place of a
 	// firmware and all that it would boot: nothing is known of such a guest, and
@@ -63,9 +63,11 @@ const guestMAC = "52:54:00:f7:00:0a"
 func ConsolePath(guest string) string { return "/var/log/libvirt/" + guest + ".console" }
 
 // guestCmdline is what every lab guest boots with. Nobody has its IPv6 address but
-// the guest, which would look for such a one for a second or two otherwise.
+// the guest, which would look for such a one for a second or two otherwise. Its
+// kernel neither tests its cryptography, nor looks for writable code, nor rewrites
+// itself for one processor: under emulation all of that takes long.
 func (o GuestOptions) guestCmdline() string {
-	return fmt.Sprintf("console=ttyS0 loglevel=4 mitigations=off sysctl.net.ipv6.conf.default.dad_transmits=0 ft.ip=%s/24 ft.observer=%s:%d ft.mem_mb=64 ft.dirty_pages_s=2000 ft.tick_ms=2",
+	return fmt.Sprintf("console=ttyS0 loglevel=4 mitigations=off cryptomgr.notests rodata=off noreplace-smp sysctl.net.ipv6.conf.default.dad_transmits=0 ft.ip=%s/24 ft.observer=%s:%d ft.mem_mb=64 ft.dirty_pages_s=2000 ft.tick_ms=2",
 		o.IP(), ClientAddr, ObserverPort)
 }
 
@@ -91,8 +93,11 @@ func (o GuestOptions) withDefaults() GuestOptions {
 		d = d.withDefaults(o.Name)
 		disks, workloads = append(disks, d), workloads+d.workload()
 	}
-	if len(disks) > 0 {
+	switch {
+	case len(disks) > 0:
 		o.Disks, o.Initrd = disks, diskInitrd(o.Initrd)
+	case o.Rich:
+		o.Initrd = richInitrd(o.Initrd)
 	}
 	if o.AcceptDisk != "" {
 		workloads += " ft.disk=" + o.AcceptDisk

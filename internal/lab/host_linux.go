@@ -99,7 +99,8 @@ func (h *Host) boot() error {
 	if err := ours.SetDeadline(time.Now().Add(hostSetupMax)); err != nil {
 		return fmt.Errorf("lab: %s: %w", h.Name, err)
 	}
-	spec := hostSpec{Name: h.Name, Dir: filepath.Join(h.Dir, "disk"), Shared: h.lab.sharedDir(), Files: h.files()}
+	spec := hostSpec{Name: h.Name, Dir: filepath.Join(h.Dir, "disk"), Shared: h.lab.sharedDir(), Root: h.side.root,
+		Files: h.files()}
 	if err := json.NewEncoder(ours).Encode(spec); err != nil {
 		return fmt.Errorf("lab: %s: %w", h.Name, err)
 	}

@@ -21,6 +21,7 @@ type hostSpec struct {
 	Name   string            // host name
 	Dir    string            // the host's own directory, its "disk"
 	Shared string            // directory mounted at SharedDir
+	Root   string            // where its programs come from; empty: the machine's own
 	Files  map[string]string // files to write after mounting: path -> content
 }
 
@@ -28,7 +29,7 @@ type hostSpec struct {
 // power loss. Everything else below /etc, /var/lib, /var/log and /var/cache is
 // the machine's, with changes kept in memory.
 func diskDirs() []string {
-	return []string{"/etc/libvirt", "/etc/virt-ft", "/var/lib/libvirt", "/var/lib/virt-ft",
+	return []string{"/etc/libvirt", "/etc/pki", "/etc/virt-ft", "/var/lib/libvirt", "/var/lib/virt-ft",
 		"/var/log/libvirt", "/var/cache/libvirt"}
 }
 
@@ -106,6 +107,9 @@ func (s *hostSpec) setup() error {
 		return err
 	}
 	defer disk.Close()
+	if err := s.mountPrograms(); err != nil {
+		return err
+	}
 	if err := mountSystem(); err != nil {
 		return err
 	}
@@ -149,7 +153,7 @@ func (s *hostSpec) mountDisk(disk string) error {
 				return err
 			}
 		}
-		options := fmt.Sprintf("lowerdir=%s,upperdir=%s/up,workdir=%s/work", base, upper, upper)
+		options := fmt.Sprintf("lowerdir=%s,upperdir=%s/up,workdir=%s/work", filepath.Join("/", s.Root, base), upper, upper)
 		if err := unix.Mount("overlay", base, "overlay", 0, options); err != nil {
 			return fmt.Errorf("overlay on %s: %w", base, err)
 		}

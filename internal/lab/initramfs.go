@@ -60,8 +60,10 @@ func sourceRoot() (string, error) {
 	}
 }
 
-// diskInitrd is where the initramfs for guests with disks lies, beside the other.
-// Modules that a guest does not need cost it time at boot.
+// richInitrd and diskInitrd are where the initramfs for rich guests, and for guests
+// with disks, lie beside the other. Modules that a guest does not need cost it time
+// at boot.
+func richInitrd(initrd string) string { return initrd + "-rich" }
 func diskInitrd(initrd string) string { return initrd + "-disks" }
 
 // writeInitramfs makes an initramfs at path: the init program, the modules it

@@ -28,6 +28,11 @@ type Options struct {
 	// from the other host over the replication network, as
 	// "virsh migrate DOMAIN qemu+tcp://host-b/system" needs it.
 	Migration bool
+	// RootA and RootB are directories with another release of a distribution: that
+	// host's libvirtd and QEMU, and all other programs and libraries that it runs,
+	// come from there [the machine's own]. They are not written to, but for
+	// what libvirtd found out about its QEMU.
+	RootA, RootB string
 }
 
 // Lab is two hosts and the switch between them.
@@ -37,6 +42,7 @@ type Lab struct {
 
 	log     *slog.Logger
 	listen  bool // libvirtds do, see Options.Migration
+	roots   [2]string
 	net     *network
 	spawn   *spawner
 	ownDir  bool
@@ -46,7 +52,7 @@ type Lab struct {
 }
 
 // side is what differs between the hosts.
-type side struct{ name, repl, client, arb, uuid string }
+type side struct{ name, repl, client, arb, uuid, root string }
 
 const (
 	dirPattern = "virt-ft-lab-"
@@ -61,7 +67,12 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if err := checkMachine(); err != nil {
 		return nil, err
 	}
-	l := &Lab{log: o.Log, listen: o.Migration}
+	l := &Lab{log: o.Log, listen: o.Migration, roots: [2]string{o.RootA, o.RootB}}
+	for _, root := range l.roots {
+		if err := checkRoot(root); err != nil {
+			return nil, err
+		}
+	}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}
@@ -77,8 +88,8 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func (l *Lab) build(ctx context.Context) (err error) {
-	l.A = l.newHost(side{"host-a", ReplicationA, "10.78.0.2", "10.79.0.2", "f7f7f7f7-0000-4000-8000-00000000000a"})
-	l.B = l.newHost(side{"host-b", ReplicationB, "10.78.0.3", "10.79.0.3", "f7f7f7f7-0000-4000-8000-00000000000b"})
+	l.A = l.newHost(side{"host-a", ReplicationA, "10.78.0.2", "10.79.0.2", "f7f7f7f7-0000-4000-8000-00000000000a", l.roots[0]})
+	l.B = l.newHost(side{"host-b", ReplicationB, "10.78.0.3", "10.79.0.3", "f7f7f7f7-0000-4000-8000-00000000000b", l.roots[1]})
 	if l.net, err = newNetwork(); err != nil {
 		return err
 	}

@@ -10,8 +10,11 @@ import (
 	"strings"
 )
 
-// guestModules is what the guest loads when its kernel has it as a module:
-// what a plain guest needs first, then drivers for rich ones.
+// plainModules is what a guest loads, when its kernel has it as a module, that has
+// neither disks nor what Rich adds. Disks and network cards can be plugged into it.
+func plainModules() []string { return []string{"virtio_pci", "virtio_net", "virtio_blk"} }
+
+// guestModules is what a rich guest, or one with disks, loads.
 func guestModules() []string {
 	return []string{
 		"virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_console",

@@ -46,7 +46,7 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 			}
 		}
 	}
-	if err := b.lab.InstallDaemons(o.binary, diskConfig(b.durability)); err != nil {
+	if err := b.lab.InstallDaemons(o.binary, lab.PlainTransport+diskConfig(b.durability)); err != nil {
 		return nil, err
 	}
 	if b.boot, err = b.lab.InstallBoot(assets); err != nil {

@@ -153,7 +153,7 @@ func (b *bench) protect(ctx context.Context, guest, durability string) (func(con
 		if err := b.lab.B.Daemon.Stop(); err != nil {
 			return nil, err
 		}
-		if err := b.lab.B.Configure(diskConfig(durability)); err != nil {
+		if err := b.lab.B.Configure(lab.PlainTransport + diskConfig(durability)); err != nil {
 			return nil, err
 		}
 		if err := b.lab.B.Daemon.Start(ctx); err != nil {

@@ -129,6 +129,12 @@ func (c *commands) run(words []string) (map[string]any, error) {
 		}
 		c.guest.work.dirtyPerSec.Store(int64(n))
 		return map[string]any{"dirty_pages_s": n}, nil
+	case "verify":
+		if n < 1 || n > hurryPassesMax {
+			return nil, fmt.Errorf("verify: 1 to %d passes", hurryPassesMax)
+		}
+		c.guest.work.hurry(n)
+		return map[string]any{"passes": n}, nil
 	case "populate":
 		return populate(n)
 	case "sweep":

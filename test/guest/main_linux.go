@@ -7,6 +7,7 @@
 //	req N         answers a numbered request and remembers the highest
 //	spin MS       reads the clock in a loop and reports the longest gap
 //	dirty N       rewrites N pages a second from now on
+//	verify N      checks all of its memory N times without waiting
 //	tick MS       tells the observer a tick every MS milliseconds from now on, 0: never
 //	work ...      does something that can be measured from outside; see worker
 //	disk ...      see below

@@ -16,6 +16,10 @@ const (
 	pageWords = pageBytes / 8
 	// paceEvery is how often the paced loops wake up.
 	paceEvery = 5 * time.Millisecond
+	// hurryPerSec is more pages than an emulated guest can verify in a second.
+	hurryPerSec = 100_000
+	// hurryPassesMax bounds what hurry is asked for.
+	hurryPassesMax = 100
 )
 
 // workload is a working set whose every page has one right content: it follows
@@ -31,6 +35,7 @@ type workload struct {
 	dirtyPerSec atomic.Int64
 	errors      atomic.Uint64
 	passes      atomic.Uint64
+	hurried     atomic.Uint64 // passes to be made without waiting
 	writes      atomic.Uint64
 	firstError  atomic.Pointer[string]
 }
@@ -133,7 +138,12 @@ func (w *workload) run(verifyPerSec int) {
 		w.rewrite(rand.IntN(len(w.pages)))
 	})
 	at := 0
-	go pace(func() int64 { return int64(verifyPerSec) }, func() {
+	go pace(func() int64 {
+		if w.passes.Load() < w.hurried.Load() {
+			return hurryPerSec
+		}
+		return int64(verifyPerSec)
+	}, func() {
 		w.verify(at)
 		if at++; at == len(w.pages) {
 			at = 0
@@ -141,6 +151,9 @@ func (w *workload) run(verifyPerSec int) {
 		}
 	})
 }
+
+// hurry makes the next n passes as fast as the guest can without falling silent.
+func (w *workload) hurry(n uint64) { w.hurried.Store(w.passes.Load() + n) }
 
 // pace calls step perSec() times a second. What a pause of the guest made it
 // miss is dropped rather than caught up with in a burst.

@@ -137,7 +137,7 @@ func (c *crowd) build(ctx context.Context) error {
 	if c.lab, err = lab.New(ctx, lab.Options{Dir: c.dir, Log: log}); err != nil {
 		return err
 	}
-	if err := c.lab.InstallDaemons(c.binary, c.extra); err != nil {
+	if err := c.lab.InstallDaemons(c.binary, lab.PlainTransport+c.extra); err != nil {
 		return err
 	}
 	if err := c.lab.StartDaemons(ctx); err != nil {

@@ -53,7 +53,7 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, stepMax)
 	defer cancel()
-	if err := b.lab.InstallDaemons(o.binary, ""); err != nil {
+	if err := b.lab.InstallDaemons(o.binary, lab.PlainTransport); err != nil {
 		return nil, err
 	}
 	boot, err := b.lab.InstallBoot(assets)
