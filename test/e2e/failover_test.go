@@ -19,7 +19,7 @@ func (p *pair) killQEMU(h *lab.Host, domain string) {
 // TestFailovers takes one guest through all that may happen to its host, and to
 // the link: it is the same guest all the time.
 func TestFailovers(t *testing.T) {
-	p := newPair(t, "")
+	p := newPair(t, webSettings())
 	g := p.guest(lab.GuestOptions{})
 	born := p.tickFrom(p.A)
 	for _, s := range []struct {
@@ -49,9 +49,15 @@ func TestFailovers(t *testing.T) {
 // thereAndBack loses QEMU on A, protects the guest on B to A, and loses QEMU on
 // B.
 func thereAndBack(p *pair, g *lab.Guest) {
+	screens := watch(p)
 	p.protect(p.A, g.Name)
+	p.shows(screens, p.A, g.Name, "protected")
+	p.shows(screens, p.B, g.Name, "standby")
 	p.killQEMU(p.A, g.Name)
 	p.state(p.B, g.Name, "active")
+	p.shows(screens, p.B, g.Name, "active")
+	p.shows(screens, p.A, g.Name, "ended")
+	remembered(p, p.B, g.Name)
 	p.verified(p.B)
 	p.protect(p.B, g.Name)
 	p.killQEMU(p.B, g.Name)

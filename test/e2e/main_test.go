@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 // stepMax bounds each wait of these tests. It is generous because the
 // machines that run them are small and shared; nothing is asserted about time.
 const stepMax = 3 * time.Minute
+
+// hurryMax bounds how long a guest is asked to hurry.
+const hurryMax = time.Second
 
 var binary string // the virt-ft program under test, built by TestMain
 
@@ -60,7 +64,7 @@ func newPairWith(t *testing.T, o lab.DaemonOptions) *pair {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	t.Cleanup(cancel)
-	l, err := lab.New(ctx, lab.Options{Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	l, err := lab.New(ctx, lab.Options{RootA: os.Getenv(rootA), RootB: os.Getenv(rootB), Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	skipIfMissing(t, err)
 	p := &pair{Lab: l, t: t, ctx: ctx}
 	t.Cleanup(func() {
@@ -145,11 +149,26 @@ func (p *pair) guest(shape lab.GuestOptions) *lab.Guest {
 	return g
 }
 
-// protect runs virt-ft protect on the host from, to the other one.
+// protect runs virt-ft protect on the host from, to the other one. While that is busy
+// with the end of what was before, as after a failover, it waits and repeats it, as
+// the command says that one should.
 func (p *pair) protect(from *lab.Host, domain string, args ...string) {
 	p.t.Helper()
-	_, err := from.Ctl(p.step(), append([]string{"protect", domain, "--to", p.Peer(from).Name}, args...)...)
-	p.must(err)
+	command := append([]string{"protect", domain, "--to", p.Peer(from).Name}, args...)
+	for ctx := p.step(); ; {
+		_, err := from.Ctl(ctx, command...)
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "(busy)") || !strings.Contains(err.Error(), "wait for its end") {
+			p.t.Fatal(err)
+		}
+		select {
+		case <-ctx.Done():
+			p.t.Fatal(err)
+		case <-time.After(100 * time.Millisecond): // between two questions
+		}
+	}
 }
 
 // state waits for one of states on a host.
@@ -192,12 +211,21 @@ func (p *pair) tickFrom(h *lab.Host) lab.Observation {
 func (p *pair) verified(h *lab.Host) lab.Observation {
 	p.t.Helper()
 	first := p.tickFrom(h)
+	p.hurry()
 	o, err := p.out.WaitTick(p.step(), func(o lab.Observation) bool { return o.Host == h.Name && o.Passes >= first.Passes+2 })
 	p.must(err)
 	if o.MemErrors != 0 {
 		p.t.Fatalf("the guest found %d wrong pages of its memory", o.MemErrors)
 	}
 	return o
+}
+
+// hurry asks the guest to check all of its memory at once, in place of at its usual
+// pace. One that cannot be asked will do so in some seconds.
+func (p *pair) hurry() {
+	ctx, cancel := context.WithTimeout(p.ctx, hurryMax)
+	defer cancel()
+	_, _ = p.Command(ctx, "verify 3")
 }
 
 // showLogs prints the daemons' logs of a failed test.

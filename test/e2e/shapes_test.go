@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"github.com/virt-ft/virt-ft/internal/lab"
@@ -84,6 +85,7 @@ func (p *pair) epochs(domain string, n uint64) {
 		if ctx.Err() != nil {
 			p.t.Fatalf("epoch %d is not committed on B, %d is", goal, s.Epoch.Committed)
 		}
+		time.Sleep(20 * time.Millisecond) // between two questions
 	}
 }
 
