@@ -58,14 +58,14 @@ chaos-mutants: deps kernel guest ## prove that chaos finds a loss: programs that
 	@go run ./test/chaos/mutants $(MUTANTS)
 
 # The measuring programs: build/lab-NAME is made of test/NAME, but for the disk's.
-LABS := pause disk load stream today clock many
+LABS := pause disk load stream today clock many virtmanager
 build/lab-%: FORCE
 	@go build $(GOFLAGS_BUILD) -o $@ ./test/$(if $(filter disk,$*),diskbench,$*)
 .PHONY: FORCE
 FORCE:
 
 .PHONY: bench
-bench: deps kernel guest build $(filter-out %-clock %-many,$(LABS:%=build/lab-%)) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
+bench: deps kernel guest build $(filter-out %-clock %-many %-virtmanager,$(LABS:%=build/lab-%)) ## everything measured in one run, into bench.json (BENCH='-only pause,stream')
 	@go build $(GOFLAGS_BUILD) -o build/lab-bench ./test/bench
 	@exec build/lab-bench $(BENCH)
 
@@ -85,6 +85,35 @@ clock: deps build/lab-clock ## what pauses do to the clock of a guest under KVM,
 many: deps kernel guest build build/lab-many ## many guests on one host, protected at once, and its power cut (MANY='-guests 20')
 	@exec build/lab-many $(MANY)
 
+.PHONY: record
+record: deps kernel guest build ## record the session of README into docs/pictures
+	@go build -o build/lab-record ./test/record
+	@exec build/lab-record
+
+.PHONY: install
+install: ## build virt-ft and put all of its files below DESTDIR
+	@DESTDIR='$(DESTDIR)' packaging/install.sh
+
+.PHONY: dist
+dist: ## a source tarball with all Go modules in it, into build/packages
+	@packaging/build.sh dist
+
+.PHONY: deb
+deb: packaging-deps ## a package for Debian, into build/packages
+	@packaging/build.sh deb
+
+.PHONY: rpm
+rpm: packaging-deps ## the same for RPM
+	@packaging/build.sh rpm
+
+.PHONY: packaging-deps
+packaging-deps: deps ## install what building packages needs, too
+	@test/scripts/deps.sh packages
+
+.PHONY: package-test
+package-test: packaging-deps kernel guest ## install, use, upgrade and remove the packages on machines made for it (RUN=TestY)
+	@VIRT_FT_LONG=1 $(GOTEST) ./test/packages
+
 FAULTS ?= 3
 .PHONY: explore
 explore: ## every interleaving of FAULTS faults in the protocol of who may run
@@ -93,6 +122,16 @@ explore: ## every interleaving of FAULTS faults in the protocol of who may run
 .PHONY: disk
 disk: deps kernel guest build build/lab-disk ## what replication costs a guest's writes to disk, beside two floors (DISK='-rounds 2')
 	@exec build/lab-disk $(DISK)
+
+SUITE ?= trixie
+.PHONY: compat
+compat: deps kernel guest ## the newest Debian's QEMU and libvirt: both hosts, and one of them (SUITE=sid)
+	@root=$$(test/compat/root.sh $(SUITE)) || { [ $$? = 3 ] && exit 0; exit 1; }; \
+	VIRT_FT_NEW_ROOT=$$root go test -count=1 -timeout 25m -v -run '^TestCompat$$' ./test/e2e
+
+.PHONY: pictures
+pictures: deps kernel guest build build/lab-virtmanager ## what virt-manager shows of both hosts, into docs/pictures (needs virt-manager and Xvfb)
+	@exec build/lab-virtmanager $(PICTURES)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

@@ -31,7 +31,7 @@ const (
 // wires them.
 func imports() map[string][]string {
 	return map[string][]string{
-		"cmd/virt-ft": {"internal/config", "internal/control", "internal/daemon"},
+		"cmd/virt-ft": {"internal/config", "internal/control", "internal/daemon", "internal/journal", "internal/pki", "internal/report"},
 
 		"hooks": {"internal/hookd", "internal/marker"},
 
@@ -47,6 +47,7 @@ func imports() map[string][]string {
 		"internal/guestram":  {"internal/ptracer"},
 		"internal/hookd":     nil,
 		"internal/hostmem":   nil,
+		"internal/journal":   nil,
 		"internal/marker":    nil,
 		"internal/lean":      {"internal/guestram"},
 		"internal/pace":      nil,
@@ -54,15 +55,21 @@ func imports() map[string][]string {
 		"internal/nbd":       nil,
 		"internal/netgate":   nil,
 		"internal/ptracer":   nil,
-		"internal/replica":   {"pkg/zcstream"},
+		"internal/pki":       nil,
+		"internal/probe":     nil,
+		"internal/replica":   {"internal/pki", "pkg/zcstream"},
 		"internal/virt":      nil,
 		"internal/vmstate":   nil,
+		"internal/plot":      nil,
+		"internal/report":    {"internal/control", "internal/plot"},
+		"internal/watch":     {"internal/control"},
+		"internal/web":       {"internal/control", "internal/watch"},
 		"internal/daemon": {"internal/arbiter", "internal/capture", "internal/config", "internal/control", "internal/cpulayout", "internal/guestram",
-			"internal/diskrep", "internal/hookd", "internal/hostmem", "internal/lean", "internal/marker", "internal/nbd", "internal/netgate", "internal/pace", "internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "pkg/ftengine", "pkg/kvmclock"},
+			"internal/diskrep", "internal/hookd", "internal/hostmem", "internal/lean", "internal/marker", "internal/nbd", "internal/netgate", "internal/pace", "internal/pki", "internal/probe", "internal/ptracer", "internal/replica", "internal/virt", "internal/vmstate", "internal/watch", "internal/web", "pkg/ftengine", "pkg/kvmclock"},
 
 		"internal/sim":             {"pkg/ftengine"},
 		"internal/explore":         {"pkg/ftengine"},
-		"internal/lab":             {"internal/lab/guestapi"},
+		"internal/lab":             {"internal/lab/guestapi", "internal/pki"},
 		"internal/lab/guestapi":    nil,
 		"internal/capture/qmptest": nil,
 		"internal/virt/virttest":   nil,
@@ -80,10 +87,13 @@ func imports() map[string][]string {
 		"test/house":         nil,
 		"test/load":          {"internal/lab", "test/tool"},
 		"test/many":          {"internal/lab", "test/tool"},
+		"test/packages":      {"internal/lab"},
 		"test/pause":         {"internal/capture", "internal/lab", "internal/ptracer", "internal/virt", "test/tool"},
-		"test/plots":         {"test/tool"},
+		"test/plots":         {"internal/plot", "test/tool"},
+		"test/record":        {"internal/lab", "test/tool"},
 		"test/stream":        {"internal/lab", "internal/replica", "pkg/zcstream", "test/tool"},
 		"test/today":         {"internal/lab", "test/tool"},
+		"test/virtmanager":   {"internal/lab", "test/tool"},
 		"test/tool":          nil,
 	}
 }

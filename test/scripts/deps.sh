@@ -1,12 +1,17 @@
 #!/bin/bash
 # Installs what building and testing need on Debian, if anything is missing.
 # When it may not install, it prints the command that would, and exits 1.
+#
+#	deps.sh		building and testing
+#	deps.sh packages	building packages, and testing those
 set -euo pipefail
 
 # libvirt-daemon-system makes the user libvirt-qemu, without which libvirtd's
 # QEMU driver does not start, whatever user its configuration names.
 packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit iperf3 etcd-server fence-agents e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-    libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates)
+    libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates debhelper chromium prometheus)
+[ "${1:-}" != packages ] ||
+    packages=(debhelper dpkg-dev fakeroot lintian rpm rpmlint debootstrap systemd util-linux)
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
