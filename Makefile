@@ -21,6 +21,10 @@ deps: ## install what building and testing need (Debian; quick when all is there
 kernel: ## fetch a guest kernel into build/kernel
 	@test/scripts/kernel.sh
 
+.PHONY: promtool
+promtool: ## fetch what checks the alert rules into build/tools
+	@test/scripts/promtool.sh
+
 .PHONY: build
 build: ## build build/virt-ft, and build/virt-ft-hook for libvirt
 	go build $(GOFLAGS_BUILD) -o build/virt-ft ./cmd/virt-ft
@@ -36,7 +40,7 @@ check: ## gofmt and vet
 	go vet ./...
 
 .PHONY: test
-test: deps kernel guest check ## everything CI runs (PKG=./x RUN=TestY V=1 narrow it)
+test: deps kernel promtool guest check ## everything CI runs (PKG=./x RUN=TestY V=1 narrow it)
 	@$(GOTEST) $(PKG)
 
 .PHONY: demo

@@ -40,7 +40,7 @@ func (l *Lab) InstallBoot(a Assets) (GuestOptions, error) {
 	}
 	for path, modules := range map[string][]string{
 		o.Initrd:             plainModules(),
-		richInitrd(o.Initrd): guestModules(),
+		RichInitrd(o.Initrd): guestModules(),
 		diskInitrd(o.Initrd): append(guestModules(), diskModules()...),
 	} {
 		if err := writeInitramfs(path, a, modules); err != nil {

@@ -97,7 +97,7 @@ func (o GuestOptions) withDefaults() GuestOptions {
 	case len(disks) > 0:
 		o.Disks, o.Initrd = disks, diskInitrd(o.Initrd)
 	case o.Rich:
-		o.Initrd = richInitrd(o.Initrd)
+		o.Initrd = RichInitrd(o.Initrd)
 	}
 	if o.AcceptDisk != "" {
 		workloads += " ft.disk=" + o.AcceptDisk

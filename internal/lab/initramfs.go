@@ -60,10 +60,11 @@ func sourceRoot() (string, error) {
 	}
 }
 
-// richInitrd and diskInitrd are where the initramfs for rich guests, and for guests
-// with disks, lie beside the other. Modules that a guest does not need cost it time
-// at boot.
-func richInitrd(initrd string) string { return initrd + "-rich" }
+// RichInitrd is where the initramfs for rich guests lies, beside the other. Modules
+// that a guest does not need cost it time at boot.
+func RichInitrd(initrd string) string { return initrd + "-rich" }
+
+// diskInitrd is the same for guests with disks.
 func diskInitrd(initrd string) string { return initrd + "-disks" }
 
 // writeInitramfs makes an initramfs at path: the init program, the modules it

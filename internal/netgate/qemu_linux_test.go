@@ -36,6 +36,7 @@ func TestQEMU(t *testing.T) {
 	must(t, err)
 	boot, err := (&lab.Lab{Dir: t.TempDir()}).InstallBoot(assets)
 	must(t, err)
+	boot.Initrd = lab.RichInitrd(boot.Initrd) // with drivers for both cards
 	bridge(t)
 	must(t, configure("br0", "10.78.0.1"))
 	for _, card := range []struct {

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +17,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/web/webtest"
 )
 
 // pictures is where screenshots are put, for somebody to look at.
@@ -103,9 +103,8 @@ func TestReportOfNothing(t *testing.T) {
 
 // A browser opens the file without a complaint, and asks nobody for anything.
 func TestReportInABrowser(t *testing.T) {
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		t.Skip("chromium is not installed: apt-get install chromium")
+	if why := webtest.Missing(); why != "" {
+		t.Skip(why)
 	}
 	file := filepath.Join(t.TempDir(), "report.html")
 	if err := os.WriteFile(file, []byte(write(t, hour())), 0o600); err != nil {
@@ -113,15 +112,7 @@ func TestReportInABrowser(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	o := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.Env("TMPDIR=" + t.TempDir()), chromedp.NoFirstRun, chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.WindowSize(1100, 900), chromedp.Flag("hide-scrollbars", true), chromedp.Flag("disable-dev-shm-usage", true)}
-	for _, f := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"} {
-		o = append(o, chromedp.Flag(f, true))
-	}
-	ctx, cancel = chromedp.NewExecAllocator(ctx, o...)
-	defer cancel()
-	ctx, cancel = chromedp.NewContext(ctx)
-	defer cancel()
+	ctx = webtest.Browser(t, ctx, chromedp.WindowSize(1100, 900))
 	seen := make(chan string, 1000)
 	chromedp.ListenTarget(ctx, func(event any) {
 		switch e := event.(type) {
@@ -137,7 +128,7 @@ func TestReportInABrowser(t *testing.T) {
 	})
 	var wide bool
 	var lines int
-	err = chromedp.Run(ctx, network.Enable(), runtime.Enable(), cdplog.Enable(), chromedp.Navigate("file://"+file),
+	err := chromedp.Run(ctx, network.Enable(), runtime.Enable(), cdplog.Enable(), chromedp.Navigate("file://"+file),
 		chromedp.Evaluate(`document.documentElement.scrollWidth > innerWidth`, &wide),
 		chromedp.Evaluate(`[...document.querySelectorAll("figure polyline, figure polygon")].filter(e => e.getBoundingClientRect().width > 300).length`, &lines))
 	if err != nil {

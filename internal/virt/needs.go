@@ -97,7 +97,9 @@ func (c *Conn) CanRun(ctx context.Context, n Needs) []Finding {
 	return v.list
 }
 
-// judgeCPU compares the CPU that the guest sees with what this host's hypervisor offers.
+// judgeCPU compares the CPU that the guest sees with what this host's hypervisor offers. It
+// only warns: libvirt's comparison was seen to miss features that the hypervisor has, and a
+// standby that cannot have its CPU does not start.
 func (c *Conn) judgeCPU(ctx context.Context, v *verdicts, n Needs) {
 	const remedy = "give the guest a CPU model that both hosts have (virsh hypervisor-cpu-baseline), or use identical hosts"
 	result, err := call(ctx, c, "compare CPU", n.Name, func(l *link) (libvirt.CPUCompareResult, error) {
@@ -109,7 +111,7 @@ func (c *Conn) judgeCPU(ctx context.Context, v *verdicts, n Needs) {
 	case err == nil && (result == libvirt.CPU_COMPARE_IDENTICAL || result == libvirt.CPU_COMPARE_SUPERSET):
 		v.ok("cpu", "all that the guest's CPU has can be had")
 	case refused.Code == libvirt.ERR_CPU_INCOMPATIBLE || err == nil:
-		v.fail("cpu", "not all that the guest's CPU has can be had: "+cmp.Or(refused.Message, "incompatible"), remedy)
+		v.warn("cpu", "by libvirt's comparison not all that the guest's CPU has can be had: "+cmp.Or(refused.Message, "incompatible"), remedy)
 	case n.Type != "kvm":
 		v.ok("cpu", "emulated: every host can") // libvirt compares with the host's own CPU, which does not matter here
 	default:

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/virt-ft/virt-ft/internal/control"
+	"github.com/virt-ft/virt-ft/internal/web/webtest"
 )
 
 // pictures is where screenshots are put, for somebody to look at.
@@ -37,21 +37,12 @@ type tab struct {
 // browse opens a tab; what a page gets wrong in it fails the test at its end.
 func browse(t *testing.T) *tab {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		t.Skip("chromium is not installed: apt-get install chromium")
+	if why := webtest.Missing(); why != "" {
+		t.Skip(why)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	o := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.Env("TMPDIR=" + t.TempDir()), chromedp.NoFirstRun, chromedp.NoDefaultBrowserCheck, chromedp.Headless, chromedp.NoSandbox,
-		chromedp.DisableGPU, chromedp.WindowSize(1280, 900), chromedp.Flag("hide-scrollbars", true), chromedp.Flag("mute-audio", true), chromedp.Flag("disable-dev-shm-usage", true)}
-	for _, f := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync", "disable-extensions", "disable-default-apps"} {
-		o = append(o, chromedp.Flag(f, true))
-	}
-	ctx, cancel = chromedp.NewExecAllocator(ctx, o...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
+	ctx = webtest.Browser(t, ctx, chromedp.WindowSize(1280, 900))
 	b := &tab{ctx: ctx}
 	chromedp.ListenTarget(ctx, b.listen)
 	b.do(t, network.Enable(), runtime.Enable(), cdplog.Enable())

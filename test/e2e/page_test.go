@@ -14,6 +14,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/internal/web/webtest"
 )
 
 // webPort is where the daemons of these tests serve their status page, on each
@@ -29,21 +30,13 @@ type screen struct{ ctx context.Context }
 // watch opens the status pages of both hosts in a browser; nil without one.
 func watch(p *pair) map[*lab.Host]*screen {
 	p.t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		p.t.Log("the status page is not looked at: chromium is not installed (apt-get install chromium)")
+	if why := webtest.Missing(); why != "" {
+		p.t.Log("the status page is not looked at: " + why)
 		return nil
 	}
-	o := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(p.t.TempDir()), chromedp.Env("TMPDIR=" + p.t.TempDir()), chromedp.NoFirstRun, chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-dev-shm-usage", true)}
 	// Without this it would be killed with the thread that started it, and the lab's
 	// threads end when they come back from a host.
-	o = append(o, chromedp.ModifyCmdFunc(func(*exec.Cmd) {}))
-	for _, f := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"} {
-		o = append(o, chromedp.Flag(f, true))
-	}
-	ctx, cancel := chromedp.NewExecAllocator(p.ctx, o...)
-	p.t.Cleanup(cancel)
+	ctx := webtest.Browser(p.t, p.ctx, chromedp.ModifyCmdFunc(func(*exec.Cmd) {}))
 	screens := map[*lab.Host]*screen{}
 	for _, h := range p.Hosts() {
 		var end context.CancelFunc

@@ -73,6 +73,7 @@ func imports() map[string][]string {
 		"internal/lab/guestapi":    nil,
 		"internal/capture/qmptest": nil,
 		"internal/virt/virttest":   nil,
+		"internal/web/webtest":     nil,
 
 		"test/bench":         {"test/tool"},
 		"test/chaos":         {"internal/lab", "test/tool"},

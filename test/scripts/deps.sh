@@ -9,7 +9,7 @@ set -euo pipefail
 # libvirt-daemon-system makes the user libvirt-qemu, without which libvirtd's
 # QEMU driver does not start, whatever user its configuration names.
 packages=(qemu-system-x86 qemu-utils libnbd-bin nbdkit iperf3 etcd-server fence-agents e2fsprogs libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients
-    libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates debhelper chromium prometheus)
+    libvirt-dev pkg-config gcc libc6-dev iproute2 make git ca-certificates debhelper chromium)
 [ "${1:-}" != packages ] ||
     packages=(debhelper dpkg-dev fakeroot lintian rpm rpmlint debootstrap systemd util-linux)
 
