@@ -66,12 +66,16 @@ go_places() {
     [ ! -d vendor ] || export GOFLAGS=-mod=vendor
 }
 
+# Tools bring times that are later down to SOURCE_DATE_EPOCH, and leave earlier ones.
+same_times() { find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; }
+
 copy_tree
+same_times
 case $what in
 dist)
     (cd "$tree" && GOFLAGS=-mod=mod go mod vendor)
     debianize # so that it is a Debian source tree, too
-    find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    same_times
     tar -c -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --format=gnu "virt-ft-$version" | gzip -9n >"$work/dist.tar.gz"
     mv "$work/dist.tar.gz" "$out/virt-ft-$version.tar.gz"
     echo "$out/virt-ft-$version.tar.gz"
