@@ -162,7 +162,7 @@ func (r *recorder) run(ctx context.Context, h *lab.Host, command string) error {
 	r.show(reading, "\r\n")
 	cmd := exec.CommandContext(ctx, "nsenter", "-a", "-t", strconv.Itoa(h.Pid()), "--", "sh", "-c", command)
 	cmd.Env = append(os.Environ(), "TERM=xterm", "NO_COLOR=", "PATH="+filepath.Dir(h.CtlPath())+":"+os.Getenv("PATH"))
-	// virsh would look for somebody to type a password if it could read from a terminal.
+	// Not its controlling terminal: virsh would look for somebody to type a password there.
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func (r *recorder) run(ctx context.Context, h *lab.Host, command string) error {
 	defer null.Close()
 	cmd.Stdin = null
 	size := &pty.Winsize{Rows: uint16(r.rows), Cols: uint16(r.cols)}
-	term, err := pty.StartWithAttrs(cmd, size, &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1})
+	term, err := pty.StartWithAttrs(cmd, size, &syscall.SysProcAttr{Setsid: true})
 	if err != nil {
 		return err
 	}
