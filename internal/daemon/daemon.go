@@ -41,6 +41,7 @@ import (
 func Early() {
 	ptracer.MaybeInject()
 	nbd.MaybeGuard()
+	virt.MaybeWake()
 }
 
 // Daemon protects domains of this host and stands by for others. New makes

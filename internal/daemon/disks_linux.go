@@ -52,6 +52,7 @@ type disks struct {
 	asks    chan chan error // of the checker
 	verdict chan error      // of the checkpoint that is taken; of capMu's holder
 	cut     bool            // the pause came; of capMu's holder
+	begun   atomic.Bool     // there may be mirrors
 	copied  atomic.Bool     // all mirrors were complete once
 	done    chan struct{}   // closed when nothing of it is left
 }
@@ -247,10 +248,8 @@ func (d *disks) copyAll(ctx context.Context) error {
 	p, began := d.l.p, time.Now()
 	moved, last := began, uint64(0)
 	d.src.Copying()
-	for _, disk := range d.list {
-		if err := p.dom.StartCopy(ctx, disk.Target, d.socket, disk.Target); err != nil {
-			return fmt.Errorf("disk %s cannot be mirrored: %w", disk.Target, err)
-		}
+	if err := d.beginMirrors(ctx); err != nil {
+		return err
 	}
 	for {
 		if err := d.src.Whole(); err != nil {
@@ -465,13 +464,8 @@ func (d *disks) end() {
 	p := d.l.p
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), mirrorTimeout)
 	defer cancel()
-	for _, disk := range d.list {
-		if processGone(p.pid) {
-			break
-		}
-		if err := p.dom.AbortCopy(ctx, disk.Target); err != nil {
-			p.log.Warn("a disk's mirror could not be ended in order; it ends with its server", "disk", disk.Target, "err", err)
-		}
+	if !processGone(p.pid) {
+		d.endMirrors(ctx)
 	}
 	if err := d.srv.Close(); err != nil {
 		p.log.Warn("the server of the guest's mirrored disks", "err", err)

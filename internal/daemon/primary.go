@@ -45,6 +45,7 @@ type primary struct {
 	peerClock hostClock
 
 	capMu     sync.Mutex // held while a checkpoint is taken
+	runMu     sync.Mutex // of who lets the guest stand still or go on, but for checkpoints
 	cap       *capture.Session
 	gateTries int    // failures to put a gate before the guest; of capMu's holder
 	disks     *disks // of the session that the checkpoint is for; of capMu's holder
@@ -165,9 +166,13 @@ func (p *primary) do(a ftengine.Action) {
 			p.capMu.Lock() // a guest that a checkpoint has stopped would be asked again later
 			defer p.capMu.Unlock()
 		}
+		p.runMu.Lock()
 		p.onGuest("pause", p.dom.Suspend, isStopped)
+		p.runMu.Unlock()
 	case ftengine.ResumeGuest:
+		p.runMu.Lock()
 		p.onGuest("resume", p.resumeGuest, isResumed)
+		p.runMu.Unlock()
 	case ftengine.DestroyGuest:
 		p.noteStale()
 		p.onGuest("destroy", p.dom.Destroy, nil)
@@ -193,25 +198,32 @@ const guestCallTimeout = 30 * time.Second
 // let us reach.
 const guestRetry = 100 * time.Millisecond
 
-// onGuest runs f until done says that it had its effect, in order with the
-// other actions: what follows relies on it. libvirtd may be away for a while,
-// and a guest must neither stay paused nor run on for that.
+// onGuest does an action on the guest, in order with the other actions: what follows
+// relies on it.
 func (p *primary) onGuest(what string, f func(context.Context) error, done func(status string) bool) {
+	if p.insist(what, f, done) {
+		p.log.Info("guest", "did", what)
+	}
+}
+
+// insist runs f until done says that it had its effect, and reports whether it had.
+// libvirtd may be away for a while, and a guest must neither stay paused nor run on
+// for that.
+func (p *primary) insist(what string, f func(context.Context) error, done func(status string) bool) bool {
 	for told := false; ; told = true {
 		err := p.tryOnGuest(f, done)
 		if err == nil {
 			if told {
 				p.setError(nil)
 			}
-			p.log.Info("guest", "did", what)
-			return
+			return true
 		}
 		if !told {
 			p.log.Error("could not "+what+" the guest; trying on", "err", err)
 			p.setError(fmt.Errorf("could not %s the guest yet: %w", what, err))
 		}
 		if p.ctx.Err() != nil || processGone(p.pid) {
-			return // the marker tells the next daemon what is to be done
+			return false // the marker tells the next daemon what is to be done
 		}
 		afterOrDone(p.ctx, guestRetry)
 	}

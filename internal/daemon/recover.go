@@ -21,6 +21,7 @@ const takeUpRetry = 2 * time.Second
 // recover takes up what an earlier daemon left behind.
 func (d *Daemon) recover() {
 	d.destroyLeftovers()
+	d.wakeHeld()
 	ms, err := d.store.All()
 	if err != nil {
 		d.log.Error("some markers cannot be read; their protections are not taken up again", "err", err)

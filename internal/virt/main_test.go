@@ -8,6 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	MaybeWake()
 	virttest.MaybeInit()
 	os.Exit(m.Run())
 }
