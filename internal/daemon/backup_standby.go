@@ -60,7 +60,7 @@ func (b *backup) makeStandby() {
 	var st *virt.Standby
 	var img *image
 	if err = b.reserveMemory(); err == nil {
-		st, img, err = b.newStandby(b.connected, func(xml string) (string, error) { return xml, nil })
+		st, img, err = b.newStandby(b.connected, b.isStandby, asIs)
 	}
 	if err == nil {
 		b.standby = st
@@ -81,10 +81,24 @@ func (b *backup) makeStandby() {
 	b.post(ftengine.StandbyMade{Err: text(err)})
 }
 
+// asIs is for the standby itself, and rehearsalName for the scratch domain that
+// rehearses for it.
+func asIs(xml string) (string, error) { return xml, nil }
+
+func (b *backup) rehearsalName() string { return b.name + "-virt-ft-rehearsal" }
+
+// isStandby and isRehearsal tell which leftover is in the way of which domain. One
+// must never be taken for the other: there may be a standby while one rehearses.
+func (b *backup) isStandby(dom *virt.Domain) bool { return dom.UUID() == b.uuid }
+
+func (b *backup) isRehearsal(dom *virt.Domain) bool {
+	return dom.Name() == b.rehearsalName() && dom.UUID() != b.uuid
+}
+
 // newStandby starts a domain that waits for a stream, with its memory mapped.
-// change may alter its XML. While libvirtd is away and somebody still wants
-// the standby, it tries on.
-func (b *backup) newStandby(wanted func() bool, change func(string) (string, error)) (*virt.Standby, *image, error) {
+// change may alter its XML; stray tells which leftovers may be destroyed for it.
+// While libvirtd is away and somebody still wants the standby, it tries on.
+func (b *backup) newStandby(wanted func() bool, stray func(*virt.Domain) bool, change func(string) (string, error)) (*virt.Standby, *image, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, standbyTimeout)
 	defer cancel()
 	b.mu.Lock()
@@ -104,7 +118,7 @@ func (b *backup) newStandby(wanted func() bool, change func(string) (string, err
 			return st, img, nil
 		case errors.Is(err, virt.ErrActive):
 			// Ours, perhaps, of a call whose end we did not see.
-			if !b.endStray(ctx) {
+			if !b.endStray(ctx, stray) {
 				return nil, nil, err
 			}
 		case errors.Is(err, virt.ErrDisconnected):
@@ -143,16 +157,16 @@ func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *im
 	return st, img, nil
 }
 
-// endStray destroys a standby of this guest that nobody holds. It reports
-// whether there may have been one.
-func (b *backup) endStray(ctx context.Context) bool {
+// endStray destroys a standby, or a rehearsal, of this guest that nobody holds. It
+// reports whether there may have been one.
+func (b *backup) endStray(ctx context.Context, stray func(*virt.Domain) bool) bool {
 	doms, err := b.d.virt.Leftovers(ctx)
 	if err != nil {
 		return errors.Is(err, virt.ErrDisconnected)
 	}
 	for _, dom := range doms {
-		if dom.UUID() == b.uuid {
-			b.log.Warn("a stray standby is destroyed", "err", destroyAway(ctx, dom))
+		if stray(dom) {
+			b.log.Warn("a stray standby is destroyed", "stray", dom.Name(), "err", destroyAway(ctx, dom))
 			return true
 		}
 	}
@@ -238,7 +252,7 @@ func (b *backup) remakeStandby() {
 	}
 	old.in = nil
 	b.takeover.close()
-	st, img, err := b.newStandby(func() bool { return true }, func(xml string) (string, error) { return xml, nil })
+	st, img, err := b.newStandby(func() bool { return true }, b.isStandby, asIs)
 	if err == nil {
 		if err = b.replaceImage(img); err != nil {
 			img.close()
@@ -316,13 +330,13 @@ func (b *backup) rehearseOnce(wanted func() bool) error {
 	if b.img == nil {
 		return errors.New("the standby is gone")
 	}
-	name, uuid := b.name+"-virt-ft-rehearsal", randomUUID()
+	uuid := randomUUID()
 	disks, remove, err := b.scratchDisks()
 	if err != nil {
 		return err
 	}
 	defer remove()
-	st, img, err := b.newStandby(wanted, func(xml string) (string, error) { return virt.ScratchXML(xml, name, uuid, disks) })
+	st, img, err := b.newStandby(wanted, b.isRehearsal, func(xml string) (string, error) { return virt.ScratchXML(xml, b.rehearsalName(), uuid, disks) })
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,9 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,6 +29,7 @@ func TestOperator(t *testing.T) {
 		name string
 		tell func(*pair, *lab.Guest)
 	}{
+		{"rehearsal left behind", operatorFindsRehearsal},
 		{"standby", operatorAtStandby},
 		{"move", operatorMoves},
 		{"shutdown", operatorShutsDown},
@@ -135,6 +138,31 @@ func (p *pair) standbyHas(domain, device string, want bool, list string) {
 		return err
 	})
 	p.goesOn(domain)
+}
+
+// operatorFindsRehearsal protects a guest to a host on which the scratch domain of an
+// earlier rehearsal was left. That one goes, and the standby stays.
+func operatorFindsRehearsal(p *pair, g *lab.Guest) {
+	p.protect(p.A, g.Name)
+	name := g.Name + "-virt-ft-rehearsal"
+	xml := p.virsh(p.B, "dumpxml", g.Name)
+	uuid := strings.TrimSpace(p.virsh(p.B, "domuuid", g.Name))
+	for _, change := range [][2]string{{"<name>" + g.Name + "<", "<name>" + name + "<"}, {uuid, "22817b4e-6b08-4ffd-987c-e00a8e1cb21e"}} {
+		if !strings.Contains(xml, change[0]) {
+			p.t.Fatalf("the standby has no %s:\n%s", change[0], xml)
+		}
+		xml = strings.Replace(xml, change[0], change[1], 1)
+	}
+	p.unprotect(g.Name)
+	path := filepath.Join(p.t.TempDir(), "left.xml")
+	p.must(os.WriteFile(path, []byte(xml), 0o600))
+	p.virsh(p.B, "create", path, "--paused")
+	p.protect(p.A, g.Name)
+	if names := p.virsh(p.B, "list", "--name"); strings.Contains(names, name) || !strings.Contains(names, g.Name) {
+		p.t.Errorf("on %s there are %q", p.B.Name, names)
+	}
+	p.goesOn(g.Name)
+	p.unprotect(g.Name)
 }
 
 // operatorAtStandby takes the standby for a domain like others. It is made anew,
