@@ -109,6 +109,12 @@ func older(a, b string) bool {
 	return false
 }
 
+// sameSeries tells whether two versions differ by updates of one release at most.
+func sameSeries(a, b string) bool {
+	series := func(v string) string { return v[:max(strings.LastIndexByte(v, '.'), 0)] }
+	return strings.Count(a, ".") == 2 && series(a) == series(b)
+}
+
 // checkTransport judges how daemons talk to each other, and the certificates.
 func (d *Daemon) checkTransport(now time.Time) []control.Finding {
 	const id, item = "host.transport", "transport"

@@ -216,8 +216,9 @@ func bounded(fs []control.Finding) []control.Finding {
 	return fs
 }
 
-// judgeVersions compares what runs on both hosts. A QEMU loads the device state of
-// an older one of the same machine type, not of a newer one.
+// judgeVersions compares what is installed on both hosts. A QEMU loads the device state of
+// an older one of the same machine type, not of a newer one; updates of one release
+// (7.2.19, 7.2.22) load each other's.
 func (d *Daemon) judgeVersions(ours hostVersion, a peerAnswer) []control.Finding {
 	var fs []control.Finding
 	if mine := d.Version().Version; a.Software == mine {
@@ -227,17 +228,27 @@ func (d *Daemon) judgeVersions(ours hostVersion, a peerAnswer) []control.Finding
 	}
 	theirs := a.Versions
 	switch {
+	case theirs.QEMU == "" || ours.QEMU == "":
+		fs = append(fs, warned("peer.qemu", "QEMU", "check again; is libvirtd slow on one of the hosts?", "its version cannot be compared: libvirt did not tell it in time"))
+	case sameSeries(theirs.QEMU, ours.QEMU) && older(theirs.QEMU, ours.QEMU):
+		// No reason to refuse: one of two hosts is always updated first.
+		fs = append(fs, warned("peer.qemu", "QEMU", "update QEMU on both hosts",
+			"QEMU %s there, %s here: updates of one release, which keep device state as it is", theirs.QEMU, ours.QEMU))
 	case older(theirs.QEMU, ours.QEMU):
 		fs = append(fs, failed("peer.qemu", "QEMU", "install the same QEMU on both hosts, or a newer one on the backup", fmt.Errorf(
 			"QEMU %s there is older than %s here: it may not load this guest's device state", theirs.QEMU, ours.QEMU)))
-	case older(ours.QEMU, theirs.QEMU):
+	case older(ours.QEMU, theirs.QEMU) && !sameSeries(theirs.QEMU, ours.QEMU):
 		fs = append(fs, warned("peer.qemu", "QEMU", "install the same QEMU on both hosts before the guest is to come back",
 			"QEMU %s there, %s here: the guest can go there, and may not be able to come back", theirs.QEMU, ours.QEMU))
+	case theirs.QEMU != ours.QEMU:
+		fs = append(fs, okay("peer.qemu", "QEMU", "%s there, %s here", theirs.QEMU, ours.QEMU))
 	default:
 		fs = append(fs, okay("peer.qemu", "QEMU", "%s on both hosts", theirs.QEMU))
 	}
 	f := okay("peer.libvirt", "libvirt", "libvirt %s, Linux %s", theirs.Libvirt, theirs.Kernel)
-	if older(theirs.Libvirt, ours.Libvirt) {
+	if theirs.Libvirt == "" {
+		f = warned(f.ID, f.Item, "check again; is libvirtd slow there?", "libvirt did not tell its version in time; Linux %s", theirs.Kernel)
+	} else if older(theirs.Libvirt, ours.Libvirt) {
 		f = warned(f.ID, f.Item, "install the same libvirt on both hosts", "libvirt %s there is older than %s here: it may not understand the domain's XML", theirs.Libvirt, ours.Libvirt)
 	}
 	return append(fs, f)

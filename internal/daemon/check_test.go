@@ -142,9 +142,11 @@ func TestJudgeVersions(t *testing.T) {
 	}{
 		{mine, "7.2.22", "9.0.0", [3]control.Level{"ok", "ok", "ok"}},
 		{"0.0.1", "7.2.22", "9.0.0", [3]control.Level{"warn", "ok", "ok"}},
-		{mine, "7.2.3", "9.0.0", [3]control.Level{"ok", "fail", "ok"}},
+		{mine, "7.2.3", "9.0.0", [3]control.Level{"ok", "warn", "ok"}}, // one of two hosts is updated first
+		{mine, "7.2.30", "9.0.0", [3]control.Level{"ok", "ok", "ok"}},
+		{mine, "7.1.99", "9.0.0", [3]control.Level{"ok", "fail", "ok"}},
 		{mine, "10.0.0", "8.0.0", [3]control.Level{"ok", "warn", "warn"}},
-		{mine, "", "", [3]control.Level{"ok", "ok", "ok"}},
+		{mine, "", "", [3]control.Level{"ok", "warn", "warn"}},
 	} {
 		fs := d.judgeVersions(hostVersion{QEMU: "7.2.22", Libvirt: "9.0.0"}, peerAnswer{Software: c.software, Versions: hostVersion{QEMU: c.qemu, Libvirt: c.libvirt}})
 		for i, id := range []string{"peer.version", "peer.qemu", "peer.libvirt"} {
