@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/virt-ft/virt-ft/internal/marker"
 	"github.com/virt-ft/virt-ft/internal/virt"
 )
 
@@ -27,11 +29,28 @@ const (
 // heldDir is where wakers keep note of the guests that are held.
 func (d *Daemon) heldDir() string { return filepath.Join(d.cfg.RunDir, "held") }
 
-// wakeHeld resumes guests that an earlier daemon held when it, and its waker, were
-// killed.
-func (d *Daemon) wakeHeld() {
-	if err := d.virt.WakeAll(d.ctx, d.heldDir()); err != nil {
-		d.log.Error("guests that an earlier daemon held may not run", "err", err)
+// wake resumes a guest that an earlier daemon held when it, and its waker, were
+// killed. It must come before anything else decides whether the guest may run.
+func (d *Daemon) wake(ctx context.Context, uuid string) error {
+	return d.virt.Wake(ctx, d.heldDir(), uuid)
+}
+
+// wakeOthers does so for guests whose protection ended: nobody takes them up.
+func (d *Daemon) wakeOthers(takenUp []marker.Marker) {
+	held, err := virt.Held(d.heldDir())
+	if err != nil {
+		d.log.Error("it is not known whether an earlier daemon left guests held", "err", err)
+	}
+	for _, uuid := range held {
+		if slices.ContainsFunc(takenUp, func(m marker.Marker) bool { return m.UUID == uuid && !m.Ended() }) {
+			continue
+		}
+		go func() {
+			for err := d.wake(d.ctx, uuid); err != nil && d.ctx.Err() == nil; err = d.wake(d.ctx, uuid) {
+				d.log.Error("a guest that an earlier daemon held may not run yet; trying on", "uuid", uuid, "err", err)
+				afterOrDone(d.ctx, takeUpRetry)
+			}
+		}()
 	}
 }
 

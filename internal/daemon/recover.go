@@ -21,11 +21,11 @@ const takeUpRetry = 2 * time.Second
 // recover takes up what an earlier daemon left behind.
 func (d *Daemon) recover() {
 	d.destroyLeftovers()
-	d.wakeHeld()
 	ms, err := d.store.All()
 	if err != nil {
 		d.log.Error("some markers cannot be read; their protections are not taken up again", "err", err)
 	}
+	d.wakeOthers(ms)
 	// All at once: while an arbiter or a disk is slow, each of them may take seconds,
 	// and the standbys of guests that live here do not wait for long.
 	each(len(ms), func(i int) { d.recoverOne(ms[i]) })
@@ -121,6 +121,9 @@ func (d *Daemon) takeUp(m marker.Marker) error {
 	defer cancel()
 	if m.Role == marker.RoleBackup {
 		return d.takeUpBackup(ctx, m)
+	}
+	if err := d.wake(ctx, m.UUID); err != nil {
+		return err
 	}
 	dom, pid, err := d.running(ctx, m.UUID)
 	var gone *control.Error

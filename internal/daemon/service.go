@@ -79,6 +79,9 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest, plan f
 	if err != nil {
 		return nil, err
 	}
+	if err := d.wake(ctx, dom.UUID()); err != nil {
+		return nil, err
+	}
 	if err := checkPlaces(ctx, dom, req.Disks); err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ const (
 // Waker resumes a domain that this process suspends for a moment, should this process be killed, or be stopped for too
 // long, before it has done so itself. It is a process of its own. One goroutine at a time may use a Waker.
 //
-// A file tells whoever comes after both of them that the domain may have been left suspended, see WakeAll. It is locked
+// A file tells whoever comes after both of them that the domain may have been left suspended, see Held and Wake. It is locked
 // while the waker lives.
 type Waker struct {
 	file string
@@ -140,44 +140,61 @@ func (w *Waker) tell(what byte) error {
 	return nil
 }
 
-// WakeAll resumes the domains that a process, and its waker, left suspended when they were killed. It waits for wakers
-// that are still at it, for about a minute at most.
-func (c *Conn) WakeAll(ctx context.Context, dir string) error {
+// Held lists the UUIDs of the domains that may have been left suspended: the notes in dir.
+func Held(dir string) ([]string, error) {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
+	var uuids []string
 	for _, f := range files {
-		path := filepath.Join(dir, f.Name())
-		lock, lerr := lockHeld(path)
-		if errors.Is(lerr, os.ErrNotExist) {
-			continue // its waker was there in time
-		}
-		if lerr == nil {
-			lerr = errors.Join(c.wake(ctx, f.Name()), os.Remove(path), lock.Close())
-		}
-		err = errors.Join(err, lerr)
+		uuids = append(uuids, f.Name())
 	}
-	return err
+	return uuids, err
+}
+
+// Wake resumes a domain that a process, and its waker, left suspended when they were killed, and takes back the note of
+// it. It waits for a waker that is still at it. Without a note there is nothing to do. Nobody else may suspend the domain
+// meanwhile, and mean it.
+func (c *Conn) Wake(ctx context.Context, dir, uuid string) error {
+	path := filepath.Join(dir, uuid)
+	lock, err := lockHeld(ctx, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // its waker was there in time
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := c.wake(ctx, uuid); err != nil {
+		return err
+	}
+	return os.Remove(path)
 }
 
 // lockHeld waits until nobody else is at the file, which may be gone by then.
-func lockHeld(path string) (*os.File, error) {
+func lockHeld(ctx context.Context, path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	for err = unix.EINTR; err == unix.EINTR; {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-	}
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
+	for {
+		switch err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
+		case nil:
+			if _, err = os.Stat(path); err == nil {
+				return f, nil
+			}
+		case unix.EINTR, unix.EWOULDBLOCK:
+			select {
+			case <-time.After(wakePoll):
+				continue
+			case <-ctx.Done():
+				err = fmt.Errorf("%s: another process is at it: %w", path, ctx.Err())
+			}
+		}
 		f.Close()
 		return nil, err
 	}
-	return f, nil
 }
 
 // wake resumes the domain until it was seen to be awake for wakeWatch.
@@ -243,7 +260,7 @@ func wakerMain(uri, file, limit string) error {
 	} else if err := f.Close(); err != nil {
 		return err
 	}
-	lock, err := lockHeld(file)
+	lock, err := lockHeld(context.Background(), file)
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,9 @@
 package virt
 
 import (
-	"errors"
-	"os"
+	"context"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -46,7 +46,7 @@ func TestWaker(t *testing.T) {
 		t.Run("gave up", func(t *testing.T) {
 			suspended(time.Hour).Release()
 			await(t, events, Resumed, guestUUID)
-			mustSucceed(t, "all", c.WakeAll(ctx, dir)) // returns when the waker is gone
+			mustSucceed(t, "wake", c.Wake(ctx, dir, guestUUID)) // returns when the waker is gone
 			noneHeld(t, dir)
 		})
 		t.Run("killed with its waker", func(t *testing.T) {
@@ -54,7 +54,15 @@ func TestWaker(t *testing.T) {
 			mustSucceed(t, "kill", w.cmd.Process.Kill())
 			_ = w.cmd.Wait() // killed
 			w.sock.Close()
-			mustSucceed(t, "all", c.WakeAll(ctx, dir))
+			if held, err := Held(dir); err != nil || !slices.Equal(held, []string{guestUUID}) {
+				t.Errorf("held: %v, %v", held, err)
+			}
+			late, cancel := context.WithCancel(ctx)
+			cancel()
+			if err := c.Wake(late, dir, guestUUID); err == nil {
+				t.Error("it was not woken, and that is no error")
+			}
+			mustSucceed(t, "wake", c.Wake(ctx, dir, guestUUID))
 			await(t, events, Resumed, guestUUID)
 			noneHeld(t, dir)
 		})
@@ -72,7 +80,7 @@ func TestWaker(t *testing.T) {
 				t.Errorf("the waker ended with %v", s)
 			}
 			noneHeld(t, dir)
-			mustSucceed(t, "all", c.WakeAll(ctx, dir))
+			mustSucceed(t, "wake", c.Wake(ctx, dir, guestUUID))
 			if st, err := d.State(ctx); err != nil || st.Status != Paused {
 				t.Errorf("the domain is %v, %v", st, err)
 			}
@@ -99,7 +107,7 @@ func TestWaker(t *testing.T) {
 
 func noneHeld(t *testing.T, dir string) {
 	t.Helper()
-	if left, err := os.ReadDir(dir); len(left) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+	if left, err := Held(dir); len(left) > 0 || err != nil {
 		t.Errorf("%s: %v, %v", dir, left, err)
 	}
 }
