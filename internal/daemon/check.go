@@ -48,7 +48,7 @@ func (d *Daemon) Check(ctx context.Context, req control.CheckRequest) (control.C
 			part()
 		}()
 	}
-	begin(func() { r.Host = gather(ctx, checkPatience, d.hostLooks(req.To != "")) })
+	begin(func() { r.Host = d.gather(ctx, checkPatience, d.hostLooks(req.To != "")) })
 	begin(func() {
 		if addr != "" {
 			r.Peer, link = d.checkPeer(ctx, addr, g, peerLook{patience: checkPatience, measure: true, bandwidth: !req.NoBandwidth})
@@ -56,7 +56,7 @@ func (d *Daemon) Check(ctx context.Context, req control.CheckRequest) (control.C
 	})
 	begin(func() {
 		if g != nil {
-			r.Domain = gather(ctx, checkPatience, d.guestLooks(g))
+			r.Domain = d.gather(ctx, checkPatience, d.guestLooks(g))
 		}
 	})
 	for range cap(parts) {
@@ -77,16 +77,28 @@ type look struct {
 	see      func(ctx context.Context) []control.Finding
 }
 
+// looksMax bounds the looks that are under way, those that were given up among them:
+// each may occupy a thread, of which the runtime allows 10,000.
+const looksMax = 256
+
 // gather looks at everything side by side and returns what was found, in the
 // order of looks. One that takes longer than patience is a finding itself; it
 // goes on in the background, because a system call cannot be called back.
-func gather(ctx context.Context, patience time.Duration, looks []look) []control.Finding {
+func (d *Daemon) gather(ctx context.Context, patience time.Duration, looks []look) []control.Finding {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	found := make([]chan []control.Finding, len(looks))
 	for i, l := range looks {
 		found[i] = make(chan []control.Finding, 1)
-		go func() { found[i] <- l.see(ctx) }()
+		if d.looking.Add(1) > looksMax {
+			d.looking.Add(-1)
+			found[i] <- []control.Finding{failed(l.id, l.item, "find out what hangs: libvirtd, or storage", fmt.Errorf("%d earlier looks have not returned", looksMax))}
+			continue
+		}
+		go func() {
+			defer d.looking.Add(-1)
+			found[i] <- l.see(ctx)
+		}()
 	}
 	grace := time.NewTimer(patience + patience/8) // looks that heed ctx say more than we could
 	defer grace.Stop()
@@ -176,7 +188,7 @@ func (d *Daemon) refuse(ctx context.Context, dom *virt.Domain, addr, kind string
 		g.arbiter = kind
 	}
 	g.places = places
-	fs := gather(ctx, refusePatience, append(d.guestLooks(g), d.hostLooks(true)...))
+	fs := d.gather(ctx, refusePatience, append(d.guestLooks(g), d.hostLooks(true)...))
 	peer, _ := d.checkPeer(ctx, addr, g, peerLook{patience: refusePatience})
 	fs = append(fs, slices.DeleteFunc(peer, func(f control.Finding) bool { return f.ID == peerReachable })...)
 	var why, remedies []string

@@ -94,7 +94,7 @@ func (d *Daemon) answerQuestion(ctx context.Context, _ replica.Peer, _ *replica.
 	looks = append(looks, d.answerLooks(q)...)
 	a := peerAnswer{Host: d.cfg.Host, Software: d.Version().Version, Versions: d.versions(ctx)}
 	fine := 0
-	for _, f := range gather(ctx, patience*4/5, looks) {
+	for _, f := range d.gather(ctx, patience*4/5, looks) {
 		rest, ofHost := strings.CutPrefix(f.ID, "host.")
 		switch {
 		case !ofHost:

@@ -76,12 +76,32 @@ func TestCheckPage(t *testing.T) {
 	}
 }
 
+// Looks that hang are given up, and are not begun without end.
+func TestGatherHung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, release := new(Daemon), make(chan struct{})
+		hang := one("host.a", "a", func(context.Context) control.Finding { <-release; return okay("host.a", "a", "too late") })
+		for range looksMax {
+			d.gather(t.Context(), time.Second, []look{hang})
+		}
+		fs := d.gather(t.Context(), time.Hour, []look{hang, hang})
+		if len(fs) != 2 || !strings.Contains(fs[1].Text, "have not returned") {
+			t.Errorf("%+v", fs)
+		}
+		close(release)
+		synctest.Wait()
+		if fs := d.gather(t.Context(), time.Second, []look{hang}); len(fs) != 1 || fs[0].Level != control.LevelOK {
+			t.Errorf("afterwards: %+v", fs)
+		}
+	})
+}
+
 // One look that hangs, or is slow, hides no other.
 func TestGather(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		start := time.Now()
-		fs := gather(t.Context(), 4*time.Second, []look{
+		fs := new(Daemon).gather(t.Context(), 4*time.Second, []look{
 			one("host.a", "a", func(context.Context) control.Finding { return okay("host.a", "a", "here") }),
 			one("host.b", "b", func(context.Context) control.Finding { <-release; return okay("host.b", "b", "too late") }),
 			one("host.c", "c", func(ctx context.Context) control.Finding {

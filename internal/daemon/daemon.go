@@ -47,12 +47,13 @@ func Early() {
 // Daemon protects domains of this host and stands by for others. New makes
 // it, Run runs it.
 type Daemon struct {
-	cfg   config.Config
-	log   *slog.Logger
-	store *marker.Store
-	disks *marker.Disks
-	guard *nbd.Guard // nil where it could not be started
-	pool  stagePool
+	cfg     config.Config
+	log     *slog.Logger
+	store   *marker.Store
+	disks   *marker.Disks
+	looking atomic.Int32 // looks of checks that have not returned
+	guard   *nbd.Guard   // nil where it could not be started
+	pool    stagePool
 	// memory is what standbys were promised; starts and rehearsals are turns of what takes a core for seconds.
 	memory             *hostmem.Ledger
 	starts, rehearsals turns

@@ -70,9 +70,14 @@ func (d *Daemon) peerIsFree(b *backup, to string) error {
 	return nil
 }
 
+// prepareMax is what finding out whether a guest can be protected may take: this host,
+// the guest and the peer are looked at one after the other, and a libvirtd that probes
+// QEMU first takes most of a minute.
+const prepareMax = 2 * time.Minute
+
 // protectAgain begins a protection; what becomes of it shows in status.
 func (d *Daemon) protectAgain(req control.ProtectRequest) error {
-	ctx, cancel := context.WithTimeout(d.ctx, guestCallTimeout)
+	ctx, cancel := context.WithTimeout(d.ctx, prepareMax)
 	defer cancel()
 	p, err := d.prepare(ctx, req, nil)
 	if err != nil {
