@@ -44,6 +44,15 @@ type Arbiter interface {
 	Inspect(ctx context.Context, domain string) (Record, error)
 }
 
+// Revoker is an arbiter whose records a person may correct. The same rule as for every
+// step makes it safe: of a Confirm and a Revoke of one right only one succeeds.
+type Revoker interface {
+	// Revoke takes the right to a generation from the host that holds it and was lost
+	// before it used it; either host may claim the generation again. It fails with
+	// ErrRunning after Confirm. c.Host is who revokes. What nobody holds is no error.
+	Revoke(ctx context.Context, c Claim) error
+}
+
 // Claim names a right: Host wants to run Domain (its UUID) in Generation,
 // which counts from 1.
 type Claim struct {
@@ -139,7 +148,7 @@ func undecided(err error) error { return fmt.Errorf("%w: %w", ErrUndecided, err)
 
 // OpError says which operation on which claim failed.
 type OpError struct {
-	Op         string // "claim", "confirm", "withdraw", "inspect", "grant", "open"
+	Op         string // "claim", "confirm", "withdraw", "revoke", "inspect", "grant", "open"
 	Domain     string
 	Generation uint64
 	Err        error

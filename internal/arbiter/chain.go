@@ -320,6 +320,15 @@ func (ch *Chain) Withdraw(ctx context.Context, c Claim) error {
 	return nil
 }
 
+// Revoke implements Revoker, by the voter: it alone keeps who lost from claiming again.
+func (ch *Chain) Revoke(ctx context.Context, c Claim) error {
+	r, ok := ch.voter.(Revoker)
+	if !ok {
+		return opError("revoke", c, fmt.Errorf("%s keeps no record that could be corrected", ch.Name()))
+	}
+	return r.Revoke(ctx, c)
+}
+
 // Inspect implements Arbiter: the furthest record that any of them has.
 func (ch *Chain) Inspect(ctx context.Context, domain string) (Record, error) {
 	var best Record

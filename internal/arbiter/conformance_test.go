@@ -30,6 +30,7 @@ func conform(t *testing.T, newSite func(t *testing.T) site) {
 	t.Run("steps", func(t *testing.T) { conformSteps(t, newSite(t)) })
 	if s := newSite(t); s.shared {
 		t.Run("the other side", func(t *testing.T) { conformShared(t, s) })
+		t.Run("revoke", func(t *testing.T) { conformRevoke(t, newSite(t)) })
 	}
 }
 
@@ -181,6 +182,50 @@ func conformShared(t *testing.T, s site) {
 	}
 	mustWin(t, hostA, claimOf("a", 2))
 	mustLose(t, hostB, b, "a") // superseded
+}
+
+// A right that was not used can be taken from a host that was lost; of its Confirm
+// and the Revoke only one succeeds.
+func conformRevoke(t *testing.T, s site) {
+	ctx, hostA, hostB := t.Context(), s.open(t, "a"), s.open(t, "b")
+	revoker := hostB.(Revoker)
+	if err := revoker.Revoke(ctx, claimOf("b", 1)); err != nil {
+		t.Fatalf("of what nobody holds: %v", err)
+	}
+	for g := uint64(1); g <= 8; g++ {
+		a, b := claimOf("a", g), claimOf("b", g)
+		mustWin(t, hostA, a)
+		mustLose(t, hostB, b, "a")
+		var confirmed, revoked error
+		var wg sync.WaitGroup
+		wg.Go(func() { confirmed = hostA.Confirm(ctx, a) })
+		if g > 4 {
+			wg.Wait()
+		}
+		wg.Go(func() { revoked = revoker.Revoke(ctx, b) })
+		wg.Wait()
+		switch {
+		case confirmed == nil && errors.Is(revoked, ErrRunning):
+			mustLose(t, hostB, b, "a")
+		case errors.Is(confirmed, ErrNotHolder) && revoked == nil:
+			mustWin(t, hostB, b)
+			mustLose(t, hostA, a, "b")
+		default:
+			t.Fatalf("generation %d: confirm: %v, revoke: %v", g, confirmed, revoked)
+		}
+	}
+	a, b := claimOf("a", 9), claimOf("b", 9)
+	mustWin(t, hostA, a)
+	if err := revoker.Revoke(ctx, b); err != nil {
+		t.Fatal(err)
+	}
+	if err := hostA.Confirm(ctx, a); !errors.Is(err, ErrNotHolder) {
+		t.Fatalf("confirm of what was revoked: %v", err)
+	}
+	if err := hostA.Withdraw(ctx, a); err != nil {
+		t.Fatalf("withdraw of what was revoked: %v", err)
+	}
+	mustWin(t, hostB, b)
 }
 
 func TestFileConforms(t *testing.T) {

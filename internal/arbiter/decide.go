@@ -79,3 +79,16 @@ func withdrawing(c Claim, machine string) decision {
 		return StepWithdrawn, nil
 	}
 }
+
+// revoking decides whether a right may be taken from whoever holds it.
+func revoking() decision {
+	return func(at, _ chain) (Step, error) {
+		switch {
+		case at.free():
+			return 0, nil
+		case at.last.Step == StepRunning:
+			return 0, fmt.Errorf("%w: %s", ErrRunning, at.last.Host)
+		}
+		return StepWithdrawn, nil
+	}
+}

@@ -140,6 +140,11 @@ func (e *Etcd) Withdraw(ctx context.Context, c Claim) error {
 	})
 }
 
+// Revoke implements Revoker.
+func (e *Etcd) Revoke(ctx context.Context, c Claim) error {
+	return e.step(ctx, "revoke", c, revoking())
+}
+
 // Inspect implements Arbiter.
 func (e *Etcd) Inspect(ctx context.Context, domain string) (Record, error) {
 	c := Claim{Domain: domain}

@@ -120,6 +120,11 @@ func (f *File) Withdraw(ctx context.Context, c Claim) error {
 	return f.step(ctx, "withdraw", c, withdrawing(c, f.machine))
 }
 
+// Revoke implements Revoker.
+func (f *File) Revoke(ctx context.Context, c Claim) error {
+	return f.step(ctx, "revoke", c, revoking())
+}
+
 // Inspect implements Arbiter.
 func (f *File) Inspect(ctx context.Context, domain string) (Record, error) {
 	c := Claim{Domain: domain}

@@ -66,12 +66,15 @@ func (b *base) init(ctx context.Context, d *Daemon, m marker.Marker, arb arbiter
 
 // wish hands a person's wish to the machine and waits until it has come true or
 // it is clear that it will not.
-func (b *base) wish(ctx context.Context, e ftengine.Event) error {
-	ask := &operatorAsk{e, make(chan error, 1)}
+func (b *base) wish(ctx context.Context, e ftengine.Event) error { return b.wishBy(ctx, e, e) }
+
+// wishBy is wish for what another event may bring about.
+func (b *base) wishBy(ctx context.Context, what, e ftengine.Event) error {
+	ask := &operatorAsk{what, make(chan error, 1)}
 	if !b.operator.CompareAndSwap(nil, ask) {
 		return fmt.Errorf("another wish for %s is being seen to", b.name)
 	}
-	if _, moves := e.(ftengine.HandOver); !moves { // which is answered in any case, perhaps after we have left
+	if _, moves := what.(ftengine.HandOver); !moves { // which is answered in any case, perhaps after we have left
 		defer b.operator.CompareAndSwap(ask, nil)
 	}
 	b.post(e)

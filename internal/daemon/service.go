@@ -270,7 +270,11 @@ func (d *Daemon) Activate(ctx context.Context, domain string, force bool) error 
 		return nil
 	case p != nil:
 		// A person decides that the guest goes on here, whatever the backup holds.
-		if err := p.wish(ctx, ftengine.OperatorActivate{Force: force}); err != nil {
+		err := p.wish(ctx, ftengine.OperatorActivate{Force: force})
+		if err != nil && force && p.stateNow() == ftengine.PrimaryFenced.String() {
+			err = p.takeBack(ctx)
+		}
+		if err != nil {
 			return control.Errorf(control.CodeConflict, "", "%s does not go on alone here: %w", domain, err)
 		}
 		return nil

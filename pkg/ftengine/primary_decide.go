@@ -107,7 +107,7 @@ func (p *Primary) operator(e OperatorActivate) []Action {
 	case p.claiming:
 		return []Action{Refuse{"a claim is under way; look again in a second"}}
 	case p.state == PrimaryFenced:
-		return []Action{Refuse{"the backup holds the right to run the guest; this copy is ended when it runs there"}}
+		return []Action{Refuse{"the backup holds the right to run the guest; this copy is ended when it runs there; if the backup was lost before that, and is not to come back, use --force"}}
 	case p.state == PrimaryStopping:
 		return []Action{Refuse{"the protection is being ended; the guest goes on here then"}}
 	}
