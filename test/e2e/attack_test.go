@@ -27,7 +27,7 @@ const (
 // no answer is lost; and the daemons say who was refused, and why.
 func TestAttack(t *testing.T) {
 	p := newPair(t, "transport.pages = \"plain\"\n[heartbeat]\nlimit = \"2s\"\n")
-	g := p.guest(lab.GuestOptions{Disks: []lab.GuestDisk{{Target: "vda"}}})
+	g := p.guest(small(lab.GuestOptions{Disks: []lab.GuestDisk{{Target: "vda"}}}))
 	c := p.clients()
 	p.protect(p.A, g.Name)
 	p.answered(c)

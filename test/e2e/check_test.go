@@ -76,7 +76,7 @@ func (r checkReport) grave(level string) (ids []string) {
 // other, and each time check says so, and what to do.
 func TestCheck(t *testing.T) {
 	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{Disks: []lab.GuestDisk{{Target: "vda", SizeMiB: 64}}})
+	g := p.guest(small(lab.GuestOptions{Disks: []lab.GuestDisk{{Target: "vda", SizeMiB: 64}}}))
 	for _, s := range []struct {
 		name string
 		tell func(*pair, *lab.Guest)

@@ -43,6 +43,7 @@ func diskMirrorAborted(w *workload) {
 		w.sound()
 		w.protected()
 	}
+	w.unprotectHome()
 }
 
 // TestDiskPowerCut cuts the power of the primary with writes that the backup has
@@ -69,13 +70,13 @@ func TestDiskPowerCut(t *testing.T) {
 	w.failsOver()
 }
 
-// TestDiskBackupKilled kills the backup's daemon at random moments under load.
+// diskBackupKilled kills the backup's daemon at random moments under load.
 // The next one finishes what its journal holds before the primary is back: the
 // copy has all that was ever acknowledged.
-func TestDiskBackupKilled(t *testing.T) {
+func diskBackupKilled(w *workload) {
 	// Nobody decides that the guest goes on alone: what clients are told
 	// meanwhile, the backup had.
-	w := diskWork(t, "[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
+	w.configured("[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
 	w.protected()
 	b := w.Peer(w.home)
 	for range 2 {

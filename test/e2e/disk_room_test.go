@@ -46,11 +46,11 @@ func TestDiskFull(t *testing.T) {
 	w.failsOver()
 }
 
-// TestDiskFrozen freezes the primary's daemon, which answers no write of QEMU's
+// diskFrozen freezes the primary's daemon, which answers no write of QEMU's
 // any more, between two checkpoints. The guest's writes go on after
 // disks.stall_max. (In a checkpoint the guest waits for the daemon itself.)
-func TestDiskFrozen(t *testing.T) {
-	w := diskWork(t, "[disks]\nstall_max = \"1s\"\n[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
+func diskFrozen(w *workload) {
+	w.configured("[disks]\nstall_max = \"1s\"\n[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
 	w.protected()
 	image, was := w.image(w.home, 0), w.report(w.home, w.g.Name)
 	_, err := w.home.Ctl(w.step(), "set", w.g.Name, "--epoch-min", "5s", "--epoch-idle", "5s")

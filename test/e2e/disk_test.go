@@ -39,7 +39,7 @@ func diskWork(t *testing.T, extra string, disks ...lab.GuestDisk) *workload {
 	if len(disks) == 0 {
 		disks = []lab.GuestDisk{{Target: "vda"}}
 	}
-	g := p.guest(lab.GuestOptions{Disks: disks, AcceptDisk: disks[0].Target})
+	g := p.guest(small(lab.GuestOptions{Disks: disks, AcceptDisk: disks[0].Target}))
 	w := &workload{pair: p, g: g, disks: disks, home: p.A}
 	w.load()
 	w.c = p.clients()
@@ -266,12 +266,14 @@ func (w *workload) story(name string, tell func(*workload)) {
 	})
 }
 
-// TestDisk takes one guest with a disk under load through losses of its QEMU, and
-// of what mirrors its disk.
+// TestDisk takes one guest with a disk under load through losses of its QEMU, of
+// what mirrors its disk, and of either host's daemon.
 func TestDisk(t *testing.T) {
 	w := diskWork(t, calm)
 	w.story("failover", diskFailover)
 	w.story("mirror aborted", diskMirrorAborted)
+	w.story("frozen", diskFrozen)
+	w.story("backup killed", diskBackupKilled)
 }
 
 // diskFailover loses QEMU with its disk under load. What the backup has is the

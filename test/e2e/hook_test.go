@@ -28,7 +28,7 @@ func TestHook(t *testing.T) {
 	// is away for a moment is not a lost one, however busy this machine is.
 	p := newPair(t, "reprotect = false\n[heartbeat]\nlimit = \"2s\"\ndaemon_grace = \"60s\"\n")
 	p.installHooks()
-	g := p.guest(lab.GuestOptions{UUID: "1f0e9c5a-0000-4000-8000-0000000000aa", Disks: []lab.GuestDisk{{Target: "vda"}}})
+	g := p.guest(small(lab.GuestOptions{UUID: "1f0e9c5a-0000-4000-8000-0000000000aa", Disks: []lab.GuestDisk{{Target: "vda"}}}))
 	p.virsh(p.A, "define", p.xmlOf(g))
 	p.virsh(p.A, "autostart", g.Name)
 	for _, s := range []struct {

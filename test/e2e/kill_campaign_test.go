@@ -13,7 +13,7 @@ import (
 // resumes, or says that it ended and can be asked for again; nothing is left.
 func TestKilledAnywhere(t *testing.T) {
 	n := rounds(5)
-	s := besiege(t, lab.GuestOptions{}, n)
+	s := besiege(t, small(lab.GuestOptions{}), n)
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 	for i := range n {
 		began := time.Now()
@@ -49,7 +49,7 @@ func TestKilledAnywhere(t *testing.T) {
 // guest stopped for it, many times in a row. Only the guest's life counts.
 func TestKilledInTheCheckpoint(t *testing.T) {
 	n := rounds(6)
-	s := besiege(t, lab.GuestOptions{}, n)
+	s := besiege(t, small(lab.GuestOptions{}), n)
 	pid, err := s.home.QEMU(s.name)
 	s.must(err)
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)

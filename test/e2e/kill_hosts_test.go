@@ -17,7 +17,7 @@ import (
 // waits.
 func TestDaemonStaysAway(t *testing.T) {
 	p := newPair(t, "[heartbeat]\ndaemon_grace = \"2s\"\n")
-	g := p.guest(lab.GuestOptions{})
+	g := p.guest(small(lab.GuestOptions{}))
 	p.story("while nobody watched", func(p *pair) { killedWhileNobodyWatched(p, g) })
 	p.story("and the guest lives", func(p *pair) { daemonLost(p, g) })
 	p.protect(p.A, g.Name)
@@ -64,7 +64,7 @@ func daemonLost(p *pair, g *lab.Guest) {
 // TestHostsFail takes one guest through losses that it must not notice, as long
 // as its own host lives.
 func TestHostsFail(t *testing.T) {
-	s := besiege(t, lab.GuestOptions{}, 15)
+	s := besiege(t, small(lab.GuestOptions{}), 15)
 	s.story("daemon restarted", daemonRestarted)
 	s.story("backup lost", backupLost)
 	s.story("beside a paused guest", restartedBesidePausedGuest)
@@ -117,7 +117,7 @@ func backupLost(s *siege) {
 // closed, and a disk that is plugged in next gets them. A checkpoint through a
 // stale number would truncate that disk.
 func TestDescriptorsReused(t *testing.T) {
-	s := besiege(t, lab.GuestOptions{Machine: "pc"}, 10)
+	s := besiege(t, small(lab.GuestOptions{Machine: "pc"}), 10)
 	image := filepath.Join(s.Dir, "disk.img")
 	want := make([]byte, 4<<20)
 	_, _ = rand.Read(want) // never fails

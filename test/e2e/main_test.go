@@ -79,6 +79,17 @@ func newPairWith(t *testing.T, o lab.DaemonOptions) *pair {
 	return p
 }
 
+// configured gives the daemons another configuration, with extra in it as newPair
+// has it: a guest's boot takes longer than a daemon's.
+func (p *pair) configured(extra string) {
+	p.t.Helper()
+	for _, h := range p.Hosts() {
+		p.must(h.Configure(extra))
+		p.must(h.Daemon.Stop())
+		p.must(h.Daemon.Start(p.step()))
+	}
+}
+
 // story is a test of its own, which shares hosts, guest and clients with the
 // stories before it: a guest's boot takes longer than many of them. Each finds
 // the guest on A, not protected, and leaves it so. One that fails ends all.
@@ -147,6 +158,13 @@ func (p *pair) guest(shape lab.GuestOptions) *lab.Guest {
 	g, err := p.A.StartGuest(p.step(), shape)
 	p.must(err)
 	return g
+}
+
+// small gives a guest a working set of a quarter of the usual size, which is sent,
+// rehearsed and checked sooner: for tests in which it is not what memory is that counts.
+func small(shape lab.GuestOptions) lab.GuestOptions {
+	shape.Cmdline = strings.TrimSpace(shape.Cmdline + " ft.mem_mb=16")
+	return shape
 }
 
 // protect runs virt-ft protect on the host from, to the other one. While that is busy

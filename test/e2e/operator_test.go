@@ -20,7 +20,7 @@ const migrationBlocker = "virt-ft-protected"
 // domains: what can be followed is followed, and what cannot is refused.
 func TestOperator(t *testing.T) {
 	p := newPair(t, "reprotect = false\n")
-	g := p.guest(lab.GuestOptions{Machine: "pc"}) // where devices are plugged without preparing for it
+	g := p.guest(small(lab.GuestOptions{Machine: "pc"})) // where devices are plugged without preparing for it
 	if long() {
 		p.story("reset and reboot", func(p *pair) { operatorReboots(p, g) })
 		p.story("plug and unplug", func(p *pair) { operatorPlugs(p, g) })

@@ -21,17 +21,6 @@ func (p *pair) clients() *lab.Client {
 	return c
 }
 
-// underLoad makes a pair, and a protected guest with clients at work.
-func underLoad(t *testing.T, extra string, protect ...string) (*pair, *lab.Guest, *lab.Client) {
-	t.Helper()
-	p := newPair(t, extra)
-	g := p.guest(lab.GuestOptions{})
-	c := p.clients()
-	p.protect(p.A, g.Name, protect...)
-	p.answered(c)
-	return p, g, c
-}
-
 // survives kills the guest's QEMU on A and asks for all that its clients were
 // told, on B.
 func (p *pair) survives(g *lab.Guest, c *lab.Client) {
@@ -133,7 +122,7 @@ func (p *pair) muteWhile(c *lab.Client, do func()) {
 // may happen to those who hold its output.
 func TestOutput(t *testing.T) {
 	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
+	g := p.guest(small(lab.GuestOptions{}))
 	c := p.clients()
 	for _, s := range []struct {
 		name string
@@ -145,6 +134,8 @@ func TestOutput(t *testing.T) {
 		{"operator decides for the primary", decidedForPrimary},
 		{"operator decides for the standby", decidedForStandby},
 		{"stalled", stalled},
+		{"bounded queue", boundedQueue},
+		{"slow backup", slowBackup},
 	} {
 		p.story(s.name, func(p *pair) {
 			s.tell(p, g, c)
@@ -294,16 +285,18 @@ func stalled(p *pair, g *lab.Guest, c *lab.Client) {
 	p.turn()
 }
 
-// TestBoundedQueue holds more than there is room for: what comes on top is
-// lost, as on a network card whose queue is full, and the rest survives.
-func TestBoundedQueue(t *testing.T) {
-	p, g, c := underLoad(t, "[output]\nqueue_frames_max = 256\n")
+// boundedQueue holds more than there is room for: what comes on top is lost, as on
+// a network card whose queue is full, and the rest survives.
+func boundedQueue(p *pair, g *lab.Guest, c *lab.Client) {
+	p.configured("[output]\nqueue_frames_max = 256\n")
+	p.protect(p.A, g.Name)
+	p.answered(c)
 	_, err := p.A.Ctl(p.step(), "set", g.Name, "--epoch-min", "10s", "--epoch-idle", "10s")
 	p.must(err)
 	p.eventually("nothing was dropped", func() error {
 		got := p.gate(p.A, g.Name)
 		if got.HeldFrames > 257 {
-			t.Fatalf("%d frames are held, the bound is 256", got.HeldFrames)
+			p.t.Fatalf("%d frames are held, the bound is 256", got.HeldFrames)
 		}
 		if got.DroppedFull == 0 {
 			return errStillThere
@@ -317,24 +310,27 @@ func TestBoundedQueue(t *testing.T) {
 	out, err := p.A.Ctl(p.step(), "set", g.Name)
 	p.must(err)
 	if strings.Count(out, "10s") != 2 {
-		t.Errorf("the pacing after a restart:\n%s", out)
+		p.t.Errorf("the pacing after a restart:\n%s", out)
 	}
 	_, err = p.A.Ctl(p.step(), "set", g.Name, "--epoch-min", "2ms", "--epoch-idle", "100ms")
 	p.must(err)
 	p.answered(c)
 	p.faithful(c)
 	p.survives(g, c)
+	p.turn()
 }
 
-// TestSlowBackup gives a backup up that lets output wait for longer than its
-// operator wants: the guest goes on alone, and is protected again afterwards.
-func TestSlowBackup(t *testing.T) {
-	p, g, c := underLoad(t, "[heartbeat]\nlimit = \"20s\"\n")
+// slowBackup gives a backup up that lets output wait for longer than its operator
+// wants: the guest goes on alone, and is protected again afterwards.
+func slowBackup(p *pair, g *lab.Guest, c *lab.Client) {
+	p.configured("[heartbeat]\nlimit = \"20s\"\n")
+	p.protect(p.A, g.Name)
+	p.answered(c)
 	thaw := p.freeze(p.B.Daemon.Process().Pid())
 	p.tickSilence()
 	p.muteWhile(c, func() {
 		if got := p.gate(p.A, g.Name); got.HeldFrames == 0 {
-			t.Errorf("nothing is held for a backup that does not answer: %+v", got)
+			p.t.Errorf("nothing is held for a backup that does not answer: %+v", got)
 		}
 	})
 	_, err := p.A.Ctl(p.step(), "set", g.Name, "--held-max", "500ms")
@@ -346,4 +342,5 @@ func TestSlowBackup(t *testing.T) {
 	p.answered(c)
 	p.faithful(c)
 	p.survives(g, c)
+	p.turn()
 }

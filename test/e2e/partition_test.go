@@ -16,7 +16,7 @@ import (
 // may not go on.
 func TestPartitions(t *testing.T) {
 	p := newPair(t, "reprotect = false\n")
-	g := p.guest(lab.GuestOptions{})
+	g := p.guest(small(lab.GuestOptions{}))
 	c := p.clients()
 	for _, s := range []struct {
 		name string

@@ -3,6 +3,10 @@
 // test printed, and, at the end, the slowest tests and every skipped one with its
 // reason. With -v in
 // the arguments it prints all there is. It exits as go test does.
+//
+// Packages whose tests make labs run one after the other, when all others are
+// over: each lab wants the machine for itself. The others run side by side.
+// Flags are given as -name=value, so that they can be told from packages.
 package main
 
 import (
@@ -57,27 +61,84 @@ type reporter struct {
 func main() {
 	// Ctrl-C reaches go test as well; it ends first and we report.
 	signal.Ignore(os.Interrupt)
-	r := &reporter{out: os.Stdout, output: map[string]*strings.Builder{}, verbose: slices.Contains(os.Args, "-v")}
-	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
+	flags, patterns := split(os.Args[1:])
+	list, err := tested(patterns)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gotest:", err)
+		os.Exit(2)
+	}
+	r := &reporter{out: os.Stdout, output: map[string]*strings.Builder{}, verbose: slices.Contains(flags, "-v")}
+	beside, alone := groups(list)
+	err = errors.Join(r.run(flags, beside), r.run(append(flags, "-p=1"), alone))
+	r.close()
+	if err != nil {
+		os.Exit(1)
+	}
+}
+
+// split tells flags from patterns of packages.
+func split(args []string) (flags, patterns []string) {
+	for _, a := range args {
+		if strings.HasPrefix(a, "-") {
+			flags = append(flags, a)
+		} else {
+			patterns = append(patterns, a)
+		}
+	}
+	return flags, patterns
+}
+
+// labPackage is what the tests of a package import that make labs.
+const labPackage = "github.com/virt-ft/virt-ft/internal/lab"
+
+// tested lists the packages that patterns name: each in a line, with what its tests
+// import behind it.
+func tested(patterns []string) (string, error) {
+	args := []string{"list", "-e", "-f", `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`}
+	cmd := exec.Command("go", append(args, patterns...)...)
+	cmd.Stderr = os.Stderr
+	list, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("go list: %w", err)
+	}
+	return string(list), nil
+}
+
+// groups parts the packages of a list that tested made: those that can run beside
+// each other, and those that make labs.
+func groups(list string) (beside, alone []string) {
+	for line := range strings.Lines(list) {
+		switch f := strings.Fields(line); {
+		case len(f) == 0:
+		case slices.Contains(f, labPackage): // also the lab itself
+			alone = append(alone, f[0])
+		default:
+			beside = append(beside, f[0])
+		}
+	}
+	return beside, alone
+}
+
+// run runs the tests of packages, if there are any.
+func (r *reporter) run(flags, packages []string) error {
+	if len(packages) == 0 {
+		return nil
+	}
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json"}, flags, packages)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "gotest:", err)
-		os.Exit(2)
+		return fmt.Errorf("go test: %w", err)
 	}
 	lines := bufio.NewScanner(pipe)
 	lines.Buffer(nil, lineMaxBytes)
 	for lines.Scan() {
 		r.line(lines.Bytes())
 	}
-	err = errors.Join(lines.Err(), cmd.Wait())
-	r.close()
-	if err != nil {
-		os.Exit(1)
-	}
+	return errors.Join(lines.Err(), cmd.Wait())
 }
 
 func (r *reporter) line(b []byte) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -33,5 +34,23 @@ func TestReportKeepsSkipsAndFailures(t *testing.T) {
 	}
 	if strings.Contains(got, "chatter") {
 		t.Errorf("a passing test is quoted:\n%s", got)
+	}
+}
+
+func TestLabsRunAlone(t *testing.T) {
+	flags, patterns := split([]string{"-count=1", "-run=TestX|TestY", "./a/...", "-v", "./b"})
+	if !slices.Equal(flags, []string{"-count=1", "-run=TestX|TestY", "-v"}) || !slices.Equal(patterns, []string{"./a/...", "./b"}) {
+		t.Errorf("flags %q, packages %q", flags, patterns)
+	}
+	beside, alone := groups("m/a testing os\nm/none  \nm/e2e testing " + labPackage + " os\n" + labPackage + " testing\nm/x testing " + labPackage + "/guestapi\n")
+	if !slices.Equal(beside, []string{"m/a", "m/none", "m/x"}) || !slices.Equal(alone, []string{"m/e2e", labPackage}) {
+		t.Errorf("beside each other %q, alone %q", beside, alone)
+	}
+	list, err := tested([]string{"../e2e", "../../internal/lab", "."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if beside, alone = groups(list); len(beside) != 1 || len(alone) != 2 {
+		t.Errorf("beside each other %q, alone %q", beside, alone)
 	}
 }
