@@ -313,6 +313,9 @@ func (p *pipe) orphan(n int) bool {
 	}
 	fds := []unix.PollFd{{Fd: int32(fd)}}
 	k, err := unix.Poll(fds, 0)
+	for err == unix.EINTR {
+		k, err = unix.Poll(fds, 0)
+	}
 	return err == nil && k == 1 && fds[0].Revents&unix.POLLERR != 0
 }
 
@@ -322,8 +325,12 @@ func (p *pipe) gone() bool { return p.pidfd < 0 || p.waitGone(0) }
 // waitGone waits for the QEMU process to end, but no longer than timeoutMs.
 func (p *pipe) waitGone(timeoutMs int) bool {
 	fds := [1]unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds[:], timeoutMs)
-	return err == nil && n == 1
+	for end := time.Now().Add(time.Duration(timeoutMs) * time.Millisecond); ; {
+		n, err := unix.Poll(fds[:], max(0, int(time.Until(end).Milliseconds())))
+		if err != unix.EINTR {
+			return err == nil && n == 1
+		}
+	}
 }
 
 // resize sets the pipe's capacity. It fails when more is in it than fits.

@@ -66,8 +66,12 @@ func processGone(pid int) bool {
 		return err == unix.ESRCH
 	}
 	defer unix.Close(fd)
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	return err == nil && n == 1
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		if err != unix.EINTR {
+			return err == nil && n == 1
+		}
+	}
 }
 
 // afterOrDone waits d or until ctx ends.

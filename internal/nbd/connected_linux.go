@@ -44,6 +44,9 @@ func hungUp(c *conn) bool {
 	err = sc.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		n, err := unix.Poll(p, 0)
+		for err == unix.EINTR { // the runtime's own signals, to begin with
+			n, err = unix.Poll(p, 0)
+		}
 		hung = err != nil || n > 0 // POLLHUP and POLLERR need not be asked for
 	})
 	return err != nil || hung
