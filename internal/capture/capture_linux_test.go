@@ -17,6 +17,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(endingEnv) != "" {
+		endingHelper()
+	}
 	ptracer.MaybeInject()
 	if os.Getenv(victimEnv) != "" {
 		victim()

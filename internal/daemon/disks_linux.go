@@ -439,17 +439,6 @@ func (d *disks) broken(err error) {
 	}
 }
 
-// dyingMax is how long a QEMU that ends may take to, once its files are closed.
-const dyingMax = 300 * time.Millisecond
-
-// dying tells whether the guest's QEMU is gone, or is in a moment.
-func (p *primary) dying(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, dyingMax)
-	defer cancel()
-	_, err := waitExit(ctx, p.pid)
-	return err == nil
-}
-
 // ship queues writes for the backup.
 func (d *disks) ship(_ context.Context, ws []diskrep.Write) error {
 	return d.l.enqueue(shipment{epoch: ftengine.Epoch(d.epoch.Load()), disk: ws})

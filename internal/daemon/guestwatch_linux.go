@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virt-ft/virt-ft/internal/capture"
 )
 
 // waitExit returns when process pid has ended, with the signal that ended it if
@@ -70,6 +72,34 @@ func processGone(pid int) bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		if err != unix.EINTR {
 			return err == nil && n == 1
+		}
+	}
+}
+
+const (
+	// dyingMax is how long after its first sign it may take to be known that a QEMU
+	// ends. How long that takes is another matter: see capture.Ending.
+	dyingMax  = 300 * time.Millisecond
+	dyingPoll = 10 * time.Millisecond
+)
+
+// dying tells whether the guest's QEMU is gone, or is ending. Then what seems to be
+// wrong with its connections is nothing else, and the backup must hear of its end,
+// on the session that there is: watchGuest tells it when QEMU has ended.
+func (p *primary) dying(ctx context.Context) bool {
+	for end := time.Now().Add(dyingMax); ; {
+		if capture.Ending(p.pid) {
+			return true
+		}
+		left := time.Until(end)
+		if left <= 0 || ctx.Err() != nil {
+			return false
+		}
+		wait, cancel := context.WithTimeout(ctx, min(left, dyingPoll))
+		_, err := waitExit(wait, p.pid)
+		cancel()
+		if err == nil {
+			return true
 		}
 	}
 }

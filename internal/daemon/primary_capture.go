@@ -42,6 +42,9 @@ type syncProgress struct {
 func (p *primary) sendSetup(l *link) {
 	p.setupMu.Lock()
 	defer p.setupMu.Unlock()
+	if capture.Ending(p.pid) {
+		return // the backup keeps what it has, and hears of it: watchGuest tells
+	}
 	blocks, err := p.openCapture(l.ctx)
 	if err != nil {
 		p.noCapture(l, err)
@@ -106,7 +109,7 @@ func (p *primary) noCapture(l *link, err error) {
 	switch {
 	case l.ctx.Err() != nil:
 		return // the session ended meanwhile; the next one tries again
-	case errors.Is(err, capture.ErrGuestGone):
+	case errors.Is(err, capture.ErrGuestGone), p.dying(l.ctx):
 		return // watchGuest tells
 	}
 	p.setError(err)
