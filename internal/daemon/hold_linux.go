@@ -58,14 +58,15 @@ func (d *Daemon) wakeOthers(takenUp []marker.Marker) {
 // tells for how long. A guest that does not run is left as it is. Nothing else
 // changes meanwhile whether it runs: no checkpoint, and not the machine. Whatever
 // becomes of us, it goes on: see virt.Waker.
-func (p *primary) hold(ctx context.Context, waker *virt.Waker, do func(context.Context) error) (held time.Duration, err error) {
+func (p *primary) hold(ctx context.Context, waker *virt.Waker, do func(context.Context) error) (time.Duration, error) {
 	p.capMu.Lock()
 	defer p.capMu.Unlock()
 	p.runMu.Lock()
 	defer p.runMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, holdMax)
 	defer cancel()
-	switch status, err := queryStatus(ctx, p.dom); {
+	status, err := queryStatus(ctx, p.dom)
+	switch {
 	case err != nil:
 		return 0, err
 	case isStopped(status):
@@ -75,20 +76,20 @@ func (p *primary) hold(ctx context.Context, waker *virt.Waker, do func(context.C
 		return 0, err
 	}
 	began := time.Now()
-	// Also when it failed: what was sent to libvirtd may still come about.
-	defer func() {
-		p.clock.Resuming()
-		if p.insist("resume", p.dom.Resume, isResumed) {
-			err = errors.Join(err, waker.Rest())
-		}
-		p.clock.Resumed()
-		held = time.Since(began)
-	}()
-	if err := p.dom.Suspend(ctx); err != nil {
-		return 0, fmt.Errorf("the guest cannot be held for a moment: %w", err)
-	}
+	err = p.dom.Suspend(ctx)
 	p.clock.Paused()
-	return 0, do(ctx)
+	if err == nil {
+		err = do(ctx)
+	} else {
+		err = fmt.Errorf("the guest cannot be held for a moment: %w", err)
+	}
+	// Also when it was not: what was sent to libvirtd may still come about.
+	p.clock.Resuming()
+	if p.insist("resume", p.dom.Resume, isResumed) {
+		err = errors.Join(err, waker.Rest())
+	}
+	p.clock.Resumed()
+	return time.Since(began), err
 }
 
 // holdOnce is hold for a single time.
