@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
+)
+
+// TestKilledInTheHold kills A's daemon while it holds the guest for a mirror to begin.
+// The guest goes on by itself, and the next daemon protects it.
+func TestKilledInTheHold(t *testing.T) {
+	w := diskWork(t, calm, lab.GuestDisk{Target: "vda", SizeMiB: 16}, lab.GuestDisk{Target: "vdb", SizeMiB: 16}, lab.GuestDisk{Target: "vdc", SizeMiB: 16})
+	before := w.tickFrom(w.A)
+	held, err := w.A.Root(filepath.Join("/run/virt-ft/held", strings.TrimSpace(w.virsh(w.A, "domuuid", w.g.Name))))
+	w.must(err)
+	for tries := 1; !w.stoppedInTheHold(held); tries++ {
+		if tries == 20 {
+			t.Fatal("the daemon was never caught while it held the guest")
+		}
+		w.must(w.A.Daemon.Process().Signal(syscall.SIGCONT))
+		w.unprotect(w.g.Name)
+	}
+	w.must(w.A.Daemon.Kill())
+	if now := w.tickFrom(w.A); now.BootID != before.BootID || now.Pid != before.Pid {
+		t.Errorf("it is another guest: %+v, then %+v", before, now)
+	}
+	w.eventually("the waker has not ended", func() error {
+		if _, err := os.Stat(held); !errors.Is(err, os.ErrNotExist) {
+			return errors.Join(err, errors.New("its note is there"))
+		}
+		return nil
+	})
+	w.must(w.A.Daemon.Start(w.step()))
+	w.state(w.A, w.g.Name, "protected")
+	w.answered(w.c)
+}
+
+// stoppedInTheHold begins a protection and stops the daemon as soon as it has a waker;
+// it reports whether the guest stands still.
+func (w *workload) stoppedInTheHold(held string) bool {
+	w.t.Helper()
+	w.protect(w.A, w.g.Name, "--detach")
+	for ctx := w.step(); ; {
+		if _, err := os.Stat(held); err == nil {
+			break
+		}
+		w.must(ctx.Err())
+		time.Sleep(time.Millisecond)
+	}
+	// Not at once: at first it only starts its waker.
+	w.virsh(w.A, "domstate", w.g.Name)
+	w.must(w.A.Daemon.Process().Signal(syscall.SIGSTOP))
+	return strings.TrimSpace(w.virsh(w.A, "domstate", w.g.Name)) == "paused"
+}
