@@ -273,7 +273,7 @@ func (s *Session) explain(err error) error {
 			wait = 0
 		}
 	}
-	if s.pipe.pidfd >= 0 && !s.pipe.waitGone(wait) && (wait == 0 || !Ending(s.pid)) {
+	if s.pipe.pidfd >= 0 && !s.pipe.waitGone(wait) && !Ending(s.pid) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrGuestGone, err)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -72,11 +71,11 @@ func (p *primary) openDisks(l *link, live string) error {
 			return l.ctx.Err()
 		}
 	}
-	if err := p.endCopies(l.ctx, live); err != nil {
-		return err
-	}
 	all, err := virt.Disks(live)
 	if err != nil {
+		return err
+	}
+	if err := p.endCopies(l.ctx, live, all); err != nil {
 		return err
 	}
 	d := &disks{l: l, asks: make(chan chan error, 1), done: make(chan struct{})}
@@ -113,23 +112,6 @@ func (p *primary) openDisks(l *link, live string) error {
 		<-l.ctx.Done()
 		d.end()
 	})
-	return nil
-}
-
-// endCopies ends mirrors into servers of ours that are of no use any more.
-func (p *primary) endCopies(ctx context.Context, live string) error {
-	copies, err := virt.Copies(live)
-	if err != nil {
-		return err
-	}
-	for _, c := range copies {
-		if !strings.HasPrefix(c.Socket, p.d.nbdDir()+"/") {
-			continue
-		}
-		if err := p.dom.AbortCopy(ctx, c.Target); err != nil {
-			return fmt.Errorf("disk %s: an earlier mirror does not end: %w", c.Target, err)
-		}
-	}
 	return nil
 }
 

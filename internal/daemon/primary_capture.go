@@ -100,6 +100,9 @@ func (p *primary) sendSetup(l *link) {
 	p.sync.done.Store(0)
 	p.sync.disks.Store(0)
 	p.sync.startNs.Store(time.Now().UnixNano())
+	if capture.Ending(p.pid) { // by now; from the setup on the backup has nothing older
+		return
+	}
 	l.send(0, s)
 }
 

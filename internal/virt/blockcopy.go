@@ -105,8 +105,8 @@ func copyBegun(raw []byte, target string) (bool, error) {
 }
 
 // AbortCopy ends the block copy of a disk; the guest goes on with the disk it has. It returns when the job is gone.
-// No job, or no running domain, is no error. QEMU waits for what the server has not answered yet: a server that does
-// not answer any more has to close the connection first.
+// No job, or no running domain, is no error. QEMU waits for what the server has not answered yet, and the domain takes
+// no monitor command meanwhile: a server that does not answer any more has to close the connection first.
 //
 // The guest must be suspended if the copy is not ready: QEMU frees the map of a copy's writes under way
 // (in_flight_bitmap of block/mirror.c) before it waits for them (seen with 7.2, and still so in 10.0).
@@ -129,12 +129,11 @@ func (d *Domain) AbortCopy(ctx context.Context, target string) error {
 	}
 }
 
-// abortCopy returns false while the job is being aborted, by us or somebody else. libvirt is not asked to wait for
-// that: the domain could not be resumed meanwhile.
+// abortCopy returns false when somebody else's abort is under way, for which libvirt does not wait.
 func abortCopy(h *libvirt.Domain, target string) (bool, error) {
-	err := h.BlockJobAbort(target, libvirt.DOMAIN_BLOCK_JOB_ABORT_ASYNC)
+	err := h.BlockJobAbort(target, 0)
 	if err == nil {
-		return false, nil
+		return true, nil
 	}
 	info, infoErr := h.GetBlockJobInfo(target, 0)
 	var e libvirt.Error
@@ -147,6 +146,67 @@ func abortCopy(h *libvirt.Domain, target string) (bool, error) {
 		return false, nil
 	}
 	return false, err
+}
+
+// CopyJobs returns QEMU's own jobs that copy these disks, with their states. Those of disks that have no mirror in the
+// domain's XML are strays: libvirt was killed, or had given up, when they had just begun. libvirt ends none of them, and
+// no other copy of that disk can begin.
+func (d *Domain) CopyJobs(ctx context.Context, targets []string) (map[string]string, error) {
+	raw, err := d.QMP(ctx, "query-jobs", nil)
+	if err != nil {
+		return nil, err
+	}
+	return copyJobs(raw, targets)
+}
+
+// EndStrayCopies ends the strays among CopyJobs; the disks must have no mirror in the domain's XML. The guest must be
+// suspended, as for AbortCopy.
+func (d *Domain) EndStrayCopies(ctx context.Context, targets []string) error {
+	for ; ; afterPoll(ctx) {
+		jobs, err := d.CopyJobs(ctx, targets)
+		if err != nil || len(jobs) == 0 {
+			return err
+		}
+		for id, status := range jobs {
+			var refused *QMPError
+			command, args := "block-job-cancel", map[string]any{"device": id, "force": true}
+			if status == "concluded" {
+				command, args = "job-dismiss", map[string]any{"id": id}
+			}
+			// It may have gone a step further by itself.
+			if _, err := d.QMP(ctx, command, args); err != nil && !errors.As(err, &refused) {
+				return err
+			}
+		}
+	}
+}
+
+// afterPoll waits abortPoll, or until ctx ends, which the next call notices.
+func afterPoll(ctx context.Context) {
+	select {
+	case <-time.After(abortPoll):
+	case <-ctx.Done():
+	}
+}
+
+// copyJobs reads the answer to query-jobs.
+func copyJobs(raw []byte, targets []string) (map[string]string, error) {
+	var jobs []struct {
+		ID     string `json:"id"`
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(raw, &jobs); err != nil {
+		return nil, fmt.Errorf("query-jobs: %w", err)
+	}
+	found := map[string]string{}
+	for _, j := range jobs {
+		for _, target := range targets {
+			if strings.HasPrefix(j.ID, "copy-"+target+"-") {
+				found[j.ID] = j.Status
+			}
+		}
+	}
+	return found, nil
 }
 
 // CopyProgress is how far a block copy is. TotalBytes grows with what the guest writes meanwhile.

@@ -3,6 +3,7 @@ package virt
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"slices"
@@ -128,7 +129,62 @@ func TestCopy(t *testing.T) {
 		testServerDies(t, ctx, dom, disks[1], events)
 		testServerDies(t, ctx, dom, disks[3], events)
 		testAbortNothing(t, ctx, c, dom, disks)
+		testStrayCopy(t, ctx, dom, disks[0], events)
 	})
+}
+
+// testStrayCopy has QEMU copy a disk behind libvirt's back, under the name that libvirt
+// would give the job: libvirt then cannot begin a copy, nor end that one.
+func testStrayCopy(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, events <-chan Event) {
+	t.Helper()
+	raw, err := dom.QMP(ctx, "query-block", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks []struct {
+		Inserted struct {
+			Node string `json:"node-name"`
+			File string `json:"file"`
+		} `json:"inserted"`
+	}
+	if err := json.Unmarshal(raw, &blocks); err != nil {
+		t.Fatal(err)
+	}
+	node := ""
+	for _, b := range blocks {
+		if strings.Contains(b.Inserted.File, d.source) {
+			node = b.Inserted.Node
+		}
+	}
+	if node == "" {
+		t.Fatalf("no node of %s in %s", d.source, raw)
+	}
+	for _, c := range []struct {
+		command string
+		args    map[string]any
+	}{
+		{"blockdev-add", map[string]any{"driver": "null-co", "node-name": "stray", "size": imageBytes}},
+		{"blockdev-mirror", map[string]any{"job-id": "copy-" + d.target + "-libvirt-99-format", "device": node, "target": "stray", "sync": "full", "auto-dismiss": false}},
+	} {
+		if _, err := dom.QMP(ctx, c.command, c.args); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := dom.StartCopy(ctx, d.target, d.socket, d.target); err == nil || !strings.Contains(err.Error(), "root block node") {
+		t.Errorf("a copy beside a stray one: %v", err)
+	}
+	if jobs, err := dom.CopyJobs(ctx, []string{"vdx"}); err != nil || len(jobs) != 0 {
+		t.Errorf("copies of another disk: %v, %v", jobs, err)
+	}
+	if jobs, err := dom.CopyJobs(ctx, []string{d.target}); err != nil || len(jobs) != 1 {
+		t.Errorf("copies: %v, %v", jobs, err)
+	}
+	for range 2 {
+		mustSucceed(t, "end", dom.EndStrayCopies(ctx, []string{d.target}))
+	}
+	mustSucceed(t, "start", dom.StartCopy(ctx, d.target, d.socket, d.target))
+	awaitCopy(t, events, CopyReady, d.target)
+	mustSucceed(t, "abort", dom.AbortCopy(ctx, d.target))
 }
 
 func checkLiveDisks(t *testing.T, xml string, disks []*testDisk) {
