@@ -46,8 +46,14 @@ func (l *ledger) tell(applied func(record), ready func(since uint64)) {
 	ready(l.load(0).serial)
 }
 
-// ledgerBytes is the size of each copy.
-const ledgerBytes = (guestapi.AcceptSessionsMax + 1) * pageBytes
+const (
+	// ledgerBytes is the size of each copy.
+	ledgerBytes = (guestapi.AcceptSessionsMax + 1) * pageBytes
+	// recordVerifyPerSec is how often a second a record is compared, and
+	// ledgerVerifyPerSec how many are at most.
+	recordVerifyPerSec = 5
+	ledgerVerifyPerSec = 500
+)
 
 // newLedger works on two mappings of ledgerBytes, all zero.
 func newLedger(id guestapi.BootID, first, second []byte, damaged func(string)) *ledger {
@@ -79,6 +85,13 @@ func (l *ledger) load(slot int) record {
 	}
 	l.store(slot, a)
 	return a
+}
+
+// verifyPerSec is how many records to compare a second: each a few times.
+func (l *ledger) verifyPerSec() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(recordVerifyPerSec*int64(1+len(l.slots)), ledgerVerifyPerSec)
 }
 
 // verify compares the next slot in use.

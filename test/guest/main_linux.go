@@ -100,7 +100,7 @@ func run() error {
 	}
 	g.work.dirtyPerSec.Store(int64(cfg.dirtyPerSec))
 	g.work.run(cfg.verifyPerSec)
-	go pace(func() int64 { return ledgerVerifyPerSec }, g.accept.ledger.verify)
+	go pace(g.accept.ledger.verifyPerSec, g.accept.ledger.verify)
 	g.tellNs.Store(int64(cfg.tick))
 	say("%s", ready(g))
 	g.run(cfg.tick, conn)
@@ -170,12 +170,8 @@ func (g *guest) tick() guestapi.Tick {
 	}
 }
 
-const (
-	// quietTick is how often the beacon page changes when ft.tick_ms is 0.
-	quietTick = 100 * time.Millisecond
-	// ledgerVerifyPerSec is how many sessions' records are compared a second.
-	ledgerVerifyPerSec = 500
-)
+// quietTick is how often the beacon page changes when ft.tick_ms is 0.
+const quietTick = 100 * time.Millisecond
 
 // run ticks for ever: first into the beacon page, then to the observer, so
 // that nothing was told to the outside that memory does not know. The observer

@@ -14,8 +14,10 @@ import (
 const (
 	pageBytes = 4096
 	pageWords = pageBytes / 8
-	// paceEvery is how often the paced loops wake up.
-	paceEvery = 5 * time.Millisecond
+	// paceMin and paceMax bound how long the paced loops sleep. Each time they wake
+	// costs an emulated guest more than most of their steps.
+	paceMin = 5 * time.Millisecond
+	paceMax = 100 * time.Millisecond
 	// hurryPerSec is more pages than an emulated guest can verify in a second.
 	hurryPerSec = 100_000
 	// hurryPassesMax bounds what hurry is asked for.
@@ -158,14 +160,23 @@ func (w *workload) hurry(n uint64) { w.hurried.Store(w.passes.Load() + n) }
 // pace calls step perSec() times a second. What a pause of the guest made it
 // miss is dropped rather than caught up with in a burst.
 func pace(perSec func() int64, step func()) {
-	ticker := time.NewTicker(paceEvery)
-	last, due := time.Now(), 0.0
-	for range ticker.C {
+	for last, due := time.Now(), 0.0; ; {
+		rate := perSec()
+		sleep := paceOf(rate)
+		time.Sleep(sleep)
 		now := time.Now()
-		due += float64(perSec()) * min(now.Sub(last), 4*paceEvery).Seconds()
+		due += float64(rate) * min(now.Sub(last), 4*sleep).Seconds()
 		last = now
 		for ; due >= 1; due-- {
 			step()
 		}
 	}
+}
+
+// paceOf is how long to sleep for steps at a rate: for one step, within bounds.
+func paceOf(perSec int64) time.Duration {
+	if perSec <= 0 {
+		return paceMax
+	}
+	return min(max(time.Second/time.Duration(perSec), paceMin), paceMax)
 }

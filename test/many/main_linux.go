@@ -51,6 +51,7 @@ const (
 // options are what the command line says.
 type options struct {
 	guests, bootAtOnce, atOnce int
+	dirty, verify              int
 	window, tick               time.Duration
 	binary, dir, extra         string
 	restart                    bool
@@ -76,7 +77,9 @@ func parseOptions() (options, error) {
 	flag.IntVar(&o.bootAtOnce, "boot-at-once", 3, "guests that boot at the same time")
 	flag.IntVar(&o.atOnce, "at-once", 0, "protect commands at the same time (0: all)")
 	flag.DurationVar(&o.window, "window", 10*time.Second, "for how long all work under protection")
-	flag.DurationVar(&o.tick, "tick", 500*time.Millisecond, "how often each guest tells where it is")
+	flag.IntVar(&o.dirty, "dirty", 10, "pages that each guest writes a second")
+	flag.IntVar(&o.verify, "verify", 100, "pages that each guest checks a second")
+	flag.DurationVar(&o.tick, "tick", time.Second, "how often each guest tells where it is")
 	flag.BoolVar(&o.restart, "restart", true, "kill and start the primaries' daemon before the power cut")
 	flag.StringVar(&o.binary, "binary", "build/virt-ft", "the program under test")
 	flag.StringVar(&o.dir, "dir", "", "keep the lab's files here, such as the daemons' logs")
@@ -95,6 +98,8 @@ func parseOptions() (options, error) {
 		return o, fmt.Errorf("%d MiB of memory: %d to %d", o.boot.MemMiB, memMinMiB, memMaxMiB)
 	case o.bootAtOnce < 1 || o.atOnce < 1:
 		return o, errors.New("at least one at once")
+	case o.dirty < 0 || o.verify < 1:
+		return o, errors.New("guests write no fewer than 0 pages a second, and check at least one")
 	case o.window <= 0 || o.tick < time.Millisecond || o.timeout < 0:
 		return o, errors.New("times must be positive, and a tick at least 1ms")
 	}
@@ -126,7 +131,7 @@ func run(ctx context.Context, o options, r *tool.Result) error {
 }
 
 // guestCmdline keeps the guests' own work small: they share the machine.
-const guestCmdline = "ft.mem_mb=2 ft.dirty_pages_s=50 ft.verify_pages_s=1000 ft.tick_ms=%d"
+const guestCmdline = "ft.mem_mb=1 ft.dirty_pages_s=%d ft.verify_pages_s=%d ft.tick_ms=%d"
 
 func (c *crowd) build(ctx context.Context) error {
 	assets, err := lab.FindAssets()
@@ -151,7 +156,7 @@ func (c *crowd) build(ctx context.Context) error {
 		return err
 	}
 	shape.NIC, shape.MemMiB, shape.Name = true, c.boot.MemMiB, "many"
-	shape.Cmdline = fmt.Sprintf(guestCmdline, c.tick.Milliseconds())
+	shape.Cmdline = fmt.Sprintf(guestCmdline, c.dirty, c.verify, c.tick.Milliseconds())
 	begin := time.Now()
 	if c.guests, err = c.lab.A.StartGuests(ctx, shape, c.options.guests, c.bootAtOnce); err != nil {
 		return err
