@@ -173,10 +173,11 @@ func pace(perSec func() int64, step func()) {
 	}
 }
 
-// paceOf is how long to sleep for steps at a rate: for one step, within bounds.
+// paceOf is how long to sleep for steps at a rate: for a few steps, within bounds.
 func paceOf(perSec int64) time.Duration {
+	const steps = 4
 	if perSec <= 0 {
 		return paceMax
 	}
-	return min(max(time.Second/time.Duration(perSec), paceMin), paceMax)
+	return min(max(steps*time.Second/time.Duration(perSec), paceMin), paceMax)
 }

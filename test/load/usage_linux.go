@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -10,10 +9,8 @@ import (
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
+	"github.com/virt-ft/virt-ft/test/tool"
 )
-
-// clockTicks is USER_HZ, which is 100 on every architecture that we know.
-const clockTicks = 100
 
 // usage is what was used up to a moment. Processor time is of all threads of a
 // process, user and system.
@@ -49,15 +46,11 @@ func (b *bench) usage(ctx context.Context) (u usage, err error) {
 
 // cpuTime is what a service has had of the processors.
 func cpuTime(s *lab.Service) (time.Duration, error) {
-	text, err := procFile(s, "stat")
-	if err != nil {
-		return 0, err
+	p := s.Process()
+	if p == nil {
+		return 0, fmt.Errorf("it does not run any more; its log is %s", s.LogPath())
 	}
-	ticks, err := parseStat(text)
-	if err != nil {
-		return 0, fmt.Errorf("stat of %s: %w", s.LogPath(), err)
-	}
-	return time.Duration(ticks) * time.Second / clockTicks, nil
+	return tool.CPUTime(p.Pid())
 }
 
 func procFile(s *lab.Service, name string) ([]byte, error) {
@@ -66,23 +59,6 @@ func procFile(s *lab.Service, name string) ([]byte, error) {
 		return nil, fmt.Errorf("it does not run any more; its log is %s", s.LogPath())
 	}
 	return os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.Pid(), name))
-}
-
-// parseStat returns utime and stime of /proc/PID/stat, which are the 14th and
-// 15th field; the second may have blanks and parentheses in it.
-func parseStat(text []byte) (ticks uint64, err error) {
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("%d fields behind the name", len(fields))
-	}
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseUint(f, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return ticks, nil
 }
 
 // memory reads how much the daemons have resident.

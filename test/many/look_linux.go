@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 	"github.com/virt-ft/virt-ft/test/tool"
@@ -85,4 +87,59 @@ func usageOf(pid int) (usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// shares notes what the guests take of a processor over the window, in hundredths
+// of one and for each guest, and what the daemons and A's libvirtd take for them.
+func (c *crowd) shares(ctx context.Context, when string) error {
+	pids := map[string][]int{}
+	for who, s := range map[string]*lab.Service{"daemon_a": c.lab.A.Daemon, "daemon_b": c.lab.B.Daemon, "libvirtd_a": c.lab.A.Libvirtd} {
+		p := s.Process()
+		if p == nil {
+			return fmt.Errorf("%s ended", who)
+		}
+		pids[who] = []int{p.Pid()}
+	}
+	for _, g := range c.guests {
+		pid, err := c.lab.A.QEMU(g.Name)
+		if err != nil {
+			return err
+		}
+		pids["qemu_a"] = append(pids["qemu_a"], pid)
+	}
+	before, err := times(pids)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := wait(ctx, c.window); err != nil {
+		return err
+	}
+	after, err := times(pids)
+	if err != nil {
+		return err
+	}
+	text := ""
+	for _, who := range []string{"qemu_a", "daemon_a", "daemon_b", "libvirtd_a"} {
+		share := 100 * (after[who] - before[who]).Seconds() / time.Since(began).Seconds() / float64(len(c.guests))
+		c.result.Metric(fmt.Sprintf("cpu_%s_%s_pct", who, when), share)
+		text += fmt.Sprintf(", %s %.1f %%", who, share)
+	}
+	say("%s, of a processor for each guest: %s", when, text[2:])
+	return nil
+}
+
+// times sums up what processes have had of the processors.
+func times(pids map[string][]int) (map[string]time.Duration, error) {
+	sums := map[string]time.Duration{}
+	for who, ps := range pids {
+		for _, pid := range ps {
+			d, err := tool.CPUTime(pid)
+			if err != nil {
+				return nil, err
+			}
+			sums[who] += d
+		}
+	}
+	return sums, nil
 }

@@ -8,6 +8,8 @@
 //	           world a tick now and then, and each asks for a checkpoint
 //	pause      of each guest, as its daemon says: the median of all medians, and of
 //	           all 99th percentiles, and the worst of those
+//	cpu        of a processor and for each guest, over -window, unprotected and protected:
+//	           QEMU, the daemons, A's libvirtd
 //	restart    from the kill of the primaries' daemon until the next one has taken
 //	           all of them up and they are protected again
 //	failover   from the power cut to each guest's next tick from the other host; the
@@ -25,7 +27,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
@@ -72,7 +73,7 @@ func main() {
 
 func parseOptions() (options, error) {
 	o := options{}
-	flag.IntVar(&o.guests, "guests", min(20, 3*runtime.NumCPU()), "how many; emulated guests take a core each while they boot and work")
+	flag.IntVar(&o.guests, "guests", 20, "how many; emulated guests take a core each while they boot")
 	flag.IntVar(&o.boot.MemMiB, "mem", 112, "of each guest, in MiB")
 	flag.IntVar(&o.bootAtOnce, "boot-at-once", 3, "guests that boot at the same time")
 	flag.IntVar(&o.atOnce, "at-once", 0, "protect commands at the same time (0: all)")
@@ -162,7 +163,10 @@ func (c *crowd) build(ctx context.Context) error {
 		return err
 	}
 	say("%d guests of %d MiB booted in %.1f s", len(c.guests), c.boot.MemMiB, time.Since(begin).Seconds())
-	return c.look("unprotected", c.lab.Hosts()...)
+	if err := c.look("unprotected", c.lab.Hosts()...); err != nil {
+		return err
+	}
+	return c.shares(ctx, "unprotected")
 }
 
 func (c *crowd) close() {

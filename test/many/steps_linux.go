@@ -47,7 +47,7 @@ func (c *crowd) work(ctx context.Context) error {
 		return err
 	}
 	start := time.Now()
-	if err := wait(ctx, c.window); err != nil {
+	if err := c.shares(ctx, "protected"); err != nil {
 		return err
 	}
 	after, err := c.protections(ctx, c.lab.A, "protected")
