@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/virt-ft/virt-ft/internal/guestram"
 	"golang.org/x/sys/unix"
@@ -23,6 +25,8 @@ const (
 	// arenaWarmBytes of a checkpoint's arena are backed before the pause, or
 	// twice what the last checkpoint copied, if that is more.
 	arenaWarmBytes = 2 << 20
+	// arenaIdleMax is about how long an arena that nobody needs keeps its memory.
+	arenaIdleMax = 10 * time.Second
 )
 
 // Batch is a set of pages. Data holds the pages of Ranges, in order; it starts
@@ -72,10 +76,23 @@ func (a *arena) fill(b *Batch, rs []guestram.Range, used int) *Batch {
 
 // arenas are those of a session. An arena for a checkpoint is as large as the
 // guest's memory, but only address space: it costs what is copied into it.
-type arenas struct{ live, checkpoint *arenaPool }
+type arenas struct {
+	live, checkpoint *arenaPool
+	tidied           time.Time
+}
 
 func newArenas(ramBytes int) *arenas {
-	return &arenas{newArenaPool(liveArenas, liveBytes), newArenaPool(checkpointArenas, ramBytes)}
+	return &arenas{live: newArenaPool(liveArenas, liveBytes), checkpoint: newArenaPool(checkpointArenas, ramBytes)}
+}
+
+// tidy gives back, now and then, what the first copy or a busy time took: a host
+// may protect dozens of guests, most of them idle.
+func (a *arenas) tidy(now time.Time) error {
+	if now.Sub(a.tidied) < arenaIdleMax {
+		return nil
+	}
+	a.tidied = now
+	return errors.Join(a.live.tidy(), a.checkpoint.tidy())
 }
 
 func (a *arenas) close() error { return errors.Join(a.live.close(), a.checkpoint.close()) }
@@ -88,6 +105,7 @@ type arenaPool struct {
 
 	mu     sync.Mutex
 	free   []*arena
+	spare  int // so many of free, the first ones, were not needed since tidy last looked
 	closed bool
 }
 
@@ -115,6 +133,7 @@ func (p *arenaPool) get(ctx context.Context) (*arena, error) {
 	if n := len(p.free); n > 0 {
 		a := p.free[n-1]
 		p.free = p.free[:n-1]
+		p.spare = min(p.spare, n-1)
 		return a, nil
 	}
 	mem, err := unix.Mmap(-1, 0, p.bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -142,6 +161,19 @@ func (p *arenaPool) put(a *arena) {
 	p.tokens <- struct{}{}
 }
 
+// tidy unmaps the arenas that were not needed since it was called last.
+func (p *arenaPool) tidy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, a := range p.free[:p.spare] {
+		errs = append(errs, unix.Munmap(a.mem))
+	}
+	p.free = slices.Delete(p.free, 0, p.spare)
+	p.spare = len(p.free)
+	return errors.Join(errs...)
+}
+
 // close unmaps what is free; arenas that are out follow when they are put back.
 func (p *arenaPool) close() error {
 	p.mu.Lock()
@@ -151,6 +183,6 @@ func (p *arenaPool) close() error {
 	for _, a := range p.free {
 		errs = append(errs, unix.Munmap(a.mem))
 	}
-	p.free = nil
+	p.free, p.spare = nil, 0
 	return errors.Join(errs...)
 }

@@ -193,6 +193,7 @@ func (s *Session) Checkpoint(ctx context.Context, o CheckpointOptions) (*Checkpo
 	s.recent = [recentEpochs]int{s.recent[1], s.livePages + c.Phases.Pages}
 	c.Phases.LivePausedNs = s.livePausedNs
 	s.epochs, s.livePages, s.converged, s.livePausedNs = min(s.epochs+1, recentEpochs), 0, 0, 0
+	_ = s.arenas.tidy(time.Now()) // what fails only costs memory
 	return c, nil
 }
 
