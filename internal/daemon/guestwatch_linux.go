@@ -88,7 +88,9 @@ const (
 // on the session that there is: watchGuest tells it when QEMU has ended.
 func (p *primary) dying(ctx context.Context) bool {
 	for end := time.Now().Add(dyingMax); ; {
-		if capture.Ending(p.pid) {
+		// One that shuts down writes its disks back after it has let go of mirrors.
+		// That takes as long as the disks need, and shows nowhere in /proc.
+		if p.announced.Load() || capture.Ending(p.pid) {
 			return true
 		}
 		left := time.Until(end)

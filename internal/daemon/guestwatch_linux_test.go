@@ -80,3 +80,29 @@ func kernelTellsExits(t *testing.T) bool {
 	}
 	return major > 6 || major == 6 && minor >= 15
 }
+
+// TestDying: a QEMU that lives is dying once libvirt has announced that its guest
+// is shut down, and one that was killed is in any case.
+func TestDying(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	p := &primary{pid: cmd.Process.Pid}
+	if p.dying(t.Context()) {
+		t.Error("it lives, and nobody said that it ends")
+	}
+	p.announced.Store(true)
+	if !p.dying(t.Context()) {
+		t.Error("it was announced that it ends")
+	}
+	p.announced.Store(false)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if !p.dying(t.Context()) {
+		t.Error("it was killed")
+	}
+}

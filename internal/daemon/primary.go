@@ -32,6 +32,7 @@ type primary struct {
 	ended    bool // the machine came to its end; the machine's goroutine owns it
 
 	peerRuns     atomic.Bool   // the backup said that it runs the guest
+	announced    atomic.Bool   // libvirt said that the guest is shut down; QEMU's end follows
 	endedInOrder chan struct{} // closed when QEMU was seen to have ended by somebody's wish
 	endOnce      sync.Once
 
@@ -353,6 +354,13 @@ func (p *primary) watchGuest() {
 			}
 			if e.Kind == virt.Shutdown {
 				orderly = "the guest was shut down"
+				p.announced.Store(true)
+			}
+			if e.Kind == virt.Resumed || e.Kind == virt.Rebooted {
+				// Older versions of libvirt announce a shutdown of which they make a
+				// reboot.
+				orderly = ""
+				p.announced.Store(false)
 			}
 			if e.Kind == virt.Stopped {
 				p.post(goneOf(e.Detail))
