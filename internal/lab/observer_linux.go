@@ -56,6 +56,8 @@ type Observer struct {
 	gaps   []Gap
 	spoken speeches
 	told   told
+	skips  []Gap // before and after ticks that were not heard
+	unread uint64
 	voices voices
 	wake   chan struct{} // closed and replaced at each tick
 	err    error
@@ -65,8 +67,8 @@ type Observer struct {
 // scheduled.
 const observerBytes = 32 << 20
 
-// gapsMax bounds how many gaps are kept; the first ones are.
-const gapsMax = 1 << 16
+// gapsMax and skipsMax bound how many gaps and skips are kept; the first ones are.
+const gapsMax, skipsMax = 1 << 16, 1 << 10
 
 // NewObserver starts an observer that keeps silences of at least note, and
 // every step back. Close it before the lab.
@@ -185,7 +187,11 @@ func (o *Observer) see(now Observation) {
 			o.gaps = append(o.gaps, g)
 		}
 	}
+	gone := o.told.gone()
 	o.told.add(now.Tick)
+	if o.told.gone() > gone && len(o.skips) < skipsMax {
+		o.skips = append(o.skips, Gap{Before: o.last, After: now})
+	}
 	o.voices.add(now)
 	o.count++
 	o.last = now
@@ -247,6 +253,25 @@ func (o *Observer) Missing() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.told.gone()
+}
+
+// Skips are the ticks before and after those that Missing counts, oldest first; some
+// of what was skipped may have come later.
+func (o *Observer) Skips() []Gap {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]Gap(nil), o.skips...)
+}
+
+// Unread is how many frames came that the observer had no room for, of any kind:
+// with some, what is missing may be its own fault.
+func (o *Observer) Unread() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if st, err := unix.GetsockoptTpacketStats(o.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+		o.unread += uint64(st.Drops) // reading it sets it to 0
+	}
+	return o.unread
 }
 
 // Speeches returns, in order, from which host's cable the guest was heard since

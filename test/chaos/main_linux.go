@@ -247,6 +247,15 @@ func (c *chaos) showLogs(ctx context.Context) {
 		list, err := h.Virsh(ctx, "list", "--all")
 		fmt.Fprintf(os.Stderr, "--- %s, virsh list\n%s%v\n", h.Name, list, err)
 	}
+	for _, h := range c.lab.Hosts() {
+		text, err := h.Ctl(ctx, "status", "-o", "json")
+		fmt.Fprintf(os.Stderr, "--- %s, virt-ft status\n%s\n%v\n", h.Name, text, err)
+	}
+	for _, s := range c.out.Skips() {
+		fmt.Fprintf(os.Stderr, "--- ticks from %d to %d were not heard in their turn: %s at %v, then %s at %v\n", s.Before.Told+1, s.After.Told-1,
+			s.Before.Host, s.Before.At.Format(time.StampMicro), s.After.Host, s.After.At.Format(time.StampMicro))
+	}
+	fmt.Fprintf(os.Stderr, "--- the observer had no room for %d frames\n", c.out.Unread())
 	if last, ok := c.out.Last(); ok {
 		fmt.Fprintf(os.Stderr, "--- the last tick came %v ago from %s: %+v\n", time.Since(last.At), last.Host, last.Tick)
 	}
