@@ -29,6 +29,8 @@ type backup struct {
 	m    *ftengine.Backup
 	work chan func()
 
+	lastWord bool // the marker is to say that this ended, and does not yet; the machine's goroutine owns it
+
 	sessMu sync.Mutex
 	sess   *inbound // the session with the primary, or nil
 
@@ -38,6 +40,7 @@ type backup struct {
 	// Owned by the work goroutine.
 	setup    *replica.Setup
 	standby  *virt.Standby
+	loaded   bool               // it holds the whole checkpoint, without us
 	img      *image             // changed under imgMu, which readers of the first epoch hold while they write into it
 	device   []byte             // device state of the last committed epoch
 	clock    replica.GuestClock // what is known of its clock
@@ -107,7 +110,7 @@ func (b *backup) start(first ...ftengine.Action) {
 		}
 	})
 	go func() {
-		b.run(b.m, first, b.do, b.snapshot, nil)
+		b.run(b.m, first, b.do, b.snapshot, b.noteEnd)
 		b.d.ended(b.uuid, &b.base)
 	}()
 }
@@ -120,7 +123,7 @@ func (b *backup) drainWork() {
 		case f := <-b.work:
 			f()
 		default:
-			if b.standby != nil && !b.active() {
+			if b.standby != nil && !b.active() && !b.loaded { // that one the next daemon goes on with
 				b.destroyStandby() // nobody could feed it any more
 			}
 			b.closeImage()
@@ -140,6 +143,7 @@ func (b *backup) do(a ftengine.Action) {
 		if marker.Phase(a.Phase) == marker.PhaseClaimed {
 			b.started = time.Now()
 		}
+		b.noteRan()
 		b.persist(a.Generation, marker.Phase(a.Phase), b.m.Reason())
 	case ftengine.MakeStandby:
 		// Before the new session is let go on: its epochs begin at 1 again.
@@ -169,27 +173,16 @@ func (b *backup) do(a ftengine.Action) {
 	case ftengine.SendActivated:
 		b.send(0, &replica.Activated{})
 	case ftengine.SendStoodDown:
-		// Behind DestroyStandby: it is said when it is true.
-		b.later(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
+		b.sayBye()
 	case ftengine.DropUncommitted:
-		if s := b.m.State(); s == ftengine.BackupClaiming || s == ftengine.BackupOrphaned {
-			// In the others the session is over, or is the next one already.
-			if in := b.current(); in != nil {
-				in.dropped.Store(true)
-			}
-		}
-		b.dropStaged(b.m.Acked())
-		b.kept.drop(b.m.Acked())
-		if bd := b.disks.Load(); bd != nil {
-			bd.target.Drop(uint64(b.m.Acked()))
-		}
+		b.dropUncommitted()
 	case ftengine.PerformOutputs:
 		b.later(func() { b.performOutputs(a.From, a.To) })
 	case ftengine.Claim:
 		b.claimAfterLease(a)
 	case ftengine.Withdraw:
 		b.noteIdle()
-		b.withdraw(a.Generation)
+		b.withdraw(a.Generation, b.d.ctx.Done())
 	case ftengine.Confirm:
 		b.async(func() { b.confirm(a.Generation) })
 	case ftengine.RetryAfter:
@@ -203,6 +196,21 @@ func (b *backup) do(a ftengine.Action) {
 	default:
 		panic(fmt.Sprintf("daemon: backup cannot %T", a))
 	}
+}
+
+// byeMax is how long the farewell waits for libvirt to end the standby: clearly less
+// than a primary waits for it, which then has us turned off if it can.
+const byeMax = 3 * time.Second
+
+// sayBye goes behind DestroyStandby: it is said when it is true. But the primary must
+// not wait until it thinks that we are lost: nothing is ever claimed from here on.
+func (b *backup) sayBye() {
+	bye := sync.OnceFunc(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
+	b.later(bye)
+	b.async(func() {
+		afterOrDone(b.ctx, byeMax)
+		bye()
+	})
 }
 
 // leaseMargin is what two clocks may drift apart over one lease, generously.
@@ -226,13 +234,61 @@ func (b *backup) claimAfterLease(a ftengine.Claim) {
 	b.claim(a)
 }
 
+// dropUncommitted forgets what was not acknowledged.
+func (b *backup) dropUncommitted() {
+	if s := b.m.State(); s == ftengine.BackupClaiming || s == ftengine.BackupOrphaned {
+		// In the others the session is over, or is the next one already.
+		if in := b.current(); in != nil {
+			in.dropped.Store(true)
+		}
+	}
+	b.dropStaged(b.m.Acked())
+	b.kept.drop(b.m.Acked())
+	if bd := b.disks.Load(); bd != nil {
+		bd.target.Drop(uint64(b.m.Acked()))
+	}
+}
+
+// noteRan has the next marker say whether the guest ran here.
+func (b *backup) noteRan() {
+	_, ran := b.m.Holds()
+	b.mu.Lock()
+	b.mark.Ran = ran
+	b.mu.Unlock()
+}
+
+// noteEnd is the marker's last word. As long as a right is to be handed back it is not
+// said: should this daemon stop before, the next one has to do that.
+func (b *backup) noteEnd() {
+	if b.lastWord && b.owed.Load() == 0 {
+		b.lastWord = false
+		b.noteRan()
+		b.persist(b.m.Generation(), marker.PhaseEnded, b.m.Reason())
+	}
+}
+
 func (b *backup) finish(reason string) {
-	b.persist(b.m.Generation(), marker.PhaseEnded, reason)
+	b.lastWord = true
+	b.noteEnd()
 	b.answerOperator(fmt.Errorf("%s", reason))
-	flushed := make(chan struct{})
-	b.later(func() { close(flushed) })
-	<-flushed // what was asked for before, such as the farewell, needs the session
+	b.flush()
 	b.log.Info("stand-by ended", "reason", reason)
+}
+
+// flush waits until what was asked for has been done, such as the farewell, which
+// needs the session. The machine has ended: nobody else reads events any more, and
+// work may have more of them to tell than there is room for.
+func (b *backup) flush() {
+	flushed, work := make(chan struct{}), b.work
+	for {
+		select {
+		case work <- func() { close(flushed) }:
+			work = nil
+		case <-flushed:
+			return
+		case <-b.events:
+		}
+	}
 }
 
 func (b *backup) confirm(gen ftengine.Generation) {

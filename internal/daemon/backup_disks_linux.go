@@ -147,6 +147,21 @@ func (b *backup) noteElsewhere() error {
 	return b.d.disks.Change(b.uuid, b.name, func(rec *marker.DiskRecord) { rec.Active = b.peerName() })
 }
 
+// noteNotRun is for images that a guest was about to run on, and did not, when who
+// wrote that down is not there any more. What is in them is compared when they are
+// copied to next.
+func (b *backup) noteNotRun() error {
+	return b.d.disks.Change(b.uuid, b.name, func(rec *marker.DiskRecord) {
+		rec.Active = b.peerName()
+		for name, img := range rec.Disks {
+			if img.Kind == marker.ImageSource {
+				img.Kind = marker.ImagePart
+				rec.Disks[name] = img
+			}
+		}
+	})
+}
+
 // sendSums tells the primary what the images hold, so that it need not send it.
 func (b *backup) sendSums(in *inbound, bd *backupDisks) error {
 	for i := range bd.disks {
@@ -233,7 +248,7 @@ func (b *backup) noteIdle() {
 		if bd != nil {
 			err = b.noteCopies(bd, marker.ImageCopy)
 		} else {
-			err = b.noteElsewhere()
+			err = b.noteNotRun()
 		}
 		if err != nil {
 			b.log.Error("the record of the guest's disks could not be written", "err", err)

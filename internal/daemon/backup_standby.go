@@ -136,7 +136,6 @@ func (b *backup) newStandby(wanted func() bool, stray func(*virt.Domain) bool, c
 }
 
 func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *image, error) {
-	defer b.d.making(b.uuid)()
 	leave := func() {}
 	if s := b.stateNow(); s != ftengine.BackupClaiming.String() && s != ftengine.BackupActivating.String() { // those wait for nobody
 		var err error
@@ -144,7 +143,9 @@ func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *im
 			return nil, nil, err
 		}
 	}
+	made := b.d.making(b.uuid) // not while it waits: the hook lets the guest itself pass, too
 	st, err := b.d.virt.StartStandby(ctx, xml)
+	made()
 	leave()
 	if err != nil {
 		return nil, nil, err
@@ -230,7 +231,7 @@ func (b *backup) destroyStandby() {
 	b.closeGate()
 	if b.standby != nil {
 		b.end(b.standby)
-		b.standby = nil
+		b.standby, b.loaded = nil, false
 	}
 	b.closeImage()
 	b.device = nil
@@ -244,7 +245,7 @@ func (b *backup) remakeStandby() {
 	old := b.img
 	if b.standby != nil {
 		b.end(b.standby)
-		b.standby = nil
+		b.standby, b.loaded = nil, false
 	}
 	if old == nil {
 		b.post(ftengine.StandbyMade{Err: "its memory is gone"})
@@ -382,7 +383,7 @@ func (b *backup) load() {
 			b.log.Error("the record of the guest's disks could not be written: do not protect the guest to this host before it is mended", "err", nerr)
 		}
 	}
-	if err != nil {
+	if b.loaded = err == nil; !b.loaded {
 		b.log.Error("the standby does not load", "err", err)
 	}
 	b.post(ftengine.LoadDone{Err: text(err)})
@@ -404,7 +405,7 @@ func (b *backup) loadStandby() error {
 func (b *backup) resume() {
 	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
 	defer cancel()
-	err := b.resumeStandby(ctx)
+	err := b.resumeAgain(b.resumeStandby(ctx))
 	if err == nil {
 		b.mu.Lock()
 		b.failover = time.Since(b.started)
@@ -417,6 +418,31 @@ func (b *backup) resume() {
 		go b.d.reprotect(b)
 	}
 	b.post(ftengine.ResumeDone{Err: text(err)})
+}
+
+// resumeAgain tries on while libvirtd is away: the other copy is being ended, so this
+// one is the guest. err is what came of the first try.
+func (b *backup) resumeAgain(err error) error {
+	for errors.Is(err, virt.ErrDisconnected) || errors.Is(err, virt.ErrOutcomeUnknown) {
+		pid, perr := b.standby.PID()
+		if b.ctx.Err() != nil || perr == nil && processGone(pid) {
+			return err // the next daemon finds it loaded; or it ended
+		}
+		b.log.Warn("the guest is not resumed yet; trying on", "err", err)
+		afterOrDone(b.ctx, awayPoll)
+		err = b.tryResume()
+	}
+	return err
+}
+
+func (b *backup) tryResume() error {
+	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
+	defer cancel()
+	status, err := queryStatus(ctx, b.standby.Domain)
+	if err == nil && status != "running" {
+		err = b.standby.Resume(ctx)
+	}
+	return err
 }
 
 // tidyActive makes an ordinary domain of what was a standby, after the guest runs.

@@ -34,6 +34,7 @@ type base struct {
 	ctx    context.Context // ends when the runner is to stop
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	owed   atomic.Int64  // rights that are to be handed back, and are not yet
 	asked  chan struct{} // closed when the arbiter was last asked for something; the machine's goroutine owns it
 	events chan ftengine.Event
 	done   chan struct{} // closed when the machine ended and all goroutines did
@@ -199,8 +200,11 @@ func (b *base) claim(a ftengine.Claim) {
 		ctx, cancel := context.WithTimeout(b.ctx, askMax(b.arb))
 		defer cancel()
 		c := b.claimOf(a.Generation)
-		if a.Because == ftengine.TookBack && !b.mayTakeBack(ctx, c) {
+		switch {
+		case a.Because == ftengine.TookBack && !b.mayTakeBack(ctx, c):
 			return
+		case a.Because == ftengine.ToRevoke:
+			b.askToRevoke(ctx, c)
 		}
 		if a.Because == ftengine.ByOperator || a.Because == ftengine.HandedOver {
 			// Both are the word of somebody who may decide.
@@ -218,48 +222,75 @@ func (b *base) claim(a ftengine.Claim) {
 // mayTakeBack asks the peer about a guest that it was told to go on with, where an
 // arbiter would turn it off to find out. If the claim is not to be made it is answered.
 func (b *base) mayTakeBack(ctx context.Context, c arbiter.Claim) bool {
-	if !slices.Contains(strings.Split(b.arb.Name(), config.ArbiterThen), config.ArbiterFence) {
+	if !fences(b.arb) {
 		return true
 	}
-	b.mu.Lock()
-	peer := b.mark.Peer
-	b.mu.Unlock()
-	w, err := b.d.askPeer(ctx, peer, b.uuid, b.name)
+	w, err := b.askAtPeer(ctx)
 	switch {
+	case err == nil && (w.State == replica.BackupActive || w.Generation >= c.Generation):
+		// It runs there, or ran, and ended since.
+		b.post(ftengine.ClaimDone{Generation: ftengine.Generation(c.Generation), Verdict: ftengine.Lost})
+		b.post(ftengine.SessionUp{Generation: ftengine.Generation(w.Generation), PeerRuns: true})
+		return false
 	case err == nil && w.State == replica.BackupNone:
 		// It let go of the guest: that is its word, and nobody need be turned off.
 		if err = grant(ctx, b.arb, c); err == nil {
 			return true
 		}
-	case err == nil && w.State == replica.BackupActive:
-		b.post(ftengine.ClaimDone{Generation: ftengine.Generation(c.Generation), Verdict: ftengine.Lost})
-		b.post(ftengine.SessionUp{Generation: ftengine.Generation(w.Generation), PeerRuns: true})
-		return false
 	}
 	b.log.Warn("whether the peer runs the guest is not known; this copy waits", "err", err)
 	b.post(ftengine.ClaimDone{Generation: ftengine.Generation(c.Generation), Verdict: ftengine.Unknown})
 	return false
 }
 
+// fences tells whether an arbiter may turn a host off to answer.
+func fences(a arbiter.Arbiter) bool {
+	return slices.Contains(strings.Split(a.Name(), config.ArbiterThen), config.ArbiterFence)
+}
+
+func (b *base) askAtPeer(ctx context.Context) (*replica.Welcome, error) {
+	b.mu.Lock()
+	peer := b.mark.Peer
+	b.mu.Unlock()
+	return b.d.askPeer(ctx, peer, b.uuid, b.name)
+}
+
+// askToRevoke spares a backup that lives from being turned off, when a protection is
+// ended whose session is gone: if it has nothing of the guest that is its word.
+func (b *base) askToRevoke(ctx context.Context, c arbiter.Claim) {
+	if !fences(b.arb) {
+		return
+	}
+	w, err := b.askAtPeer(ctx)
+	if err == nil && w.State == replica.BackupNone && w.Generation < c.Generation {
+		err = grant(ctx, b.arb, c)
+	}
+	if err != nil {
+		b.log.Warn("the backup's host is about to be turned off, as the backup cannot be told that it is needed no more", "err", err)
+	}
+}
+
 // withdrawRetry is the pause between two tries to hand a right back, and
-// withdrawGrace how long a runner that is told to stop goes on trying.
+// withdrawGrace how long who is told to stop goes on trying.
 const (
 	withdrawRetry = 500 * time.Millisecond
 	withdrawGrace = 10 * time.Second
 )
 
-// withdraw hands a right back. It tries on until the arbiter answers: the
-// other side stays paused meanwhile. A claim asked for later waits for it.
-func (b *base) withdraw(gen ftengine.Generation) {
+// withdraw hands a right back. It tries on until the arbiter answers, or for a while
+// after stopped: the other side stays paused meanwhile. A claim asked for later
+// waits for it.
+func (b *base) withdraw(gen ftengine.Generation, stopped <-chan struct{}) {
+	b.owed.Add(1)
 	b.inTurn(func() {
 		var giveUp <-chan time.Time
-		stopped := b.ctx.Done()
 		for {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), askMax(b.arb))
 			err := b.arb.Withdraw(ctx, b.claimOf(gen))
 			cancel()
 			if err == nil || errors.Is(err, arbiter.ErrNotHolder) || errors.Is(err, arbiter.ErrRunning) {
 				b.log.Info("handed back", "generation", gen, "err", err)
+				b.owed.Add(-1)
 				return
 			}
 			b.log.Error("the right to run could not be handed back yet", "generation", gen, "err", err)

@@ -61,7 +61,7 @@ func (d *Daemon) guestOf(ctx context.Context, dom *virt.Domain, patience time.Du
 	g.ram = sync.OnceValues(func() (ram, error) {
 		bounded, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
-		return g.readRAM(bounded)
+		return within(bounded, g.readRAM)
 	})
 	g.disks = sync.OnceValues(func() ([]replica.Disk, error) {
 		bounded, cancel := context.WithTimeout(ctx, patience)

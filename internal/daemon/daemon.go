@@ -242,8 +242,18 @@ func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.He
 	case p != nil:
 		return d.admitBeside(ctx, p, peer, w)
 	}
-	if refusal := d.mayBring(b, hello); refusal != nil || b == nil {
+	if refusal := d.mayBring(b, hello); refusal != nil {
 		return w, refusal
+	}
+	if b == nil || b.idle() {
+		if gen := d.ranUnder(uuid); gen > peer.Generation {
+			// Nobody watches over it here any more, but that copy is of the past.
+			w.State, w.Generation = replica.BackupActive, gen
+			return w, nil
+		}
+	}
+	if b == nil {
+		return w, d.mayStandBy(ctx, uuid)
 	}
 	b.holdMu.Lock()
 	defer b.holdMu.Unlock()
@@ -255,6 +265,29 @@ func (d *Daemon) admit(ctx context.Context, peer replica.Peer, hello *replica.He
 		return nil, busy("a take-over is under way here, or has been")
 	}
 	return w, nil
+}
+
+// ranUnder is the generation under which the guest ran here last, or 0.
+func (d *Daemon) ranUnder(uuid string) uint64 {
+	m, err := d.store.Get(uuid)
+	if err != nil {
+		return 0
+	}
+	return m.RanUnder()
+}
+
+// mayStandBy refuses to begin with a guest that runs here: a primary that is told that
+// nothing is here of it lets its own copy be heard. While libvirtd is away nobody knows,
+// and no standby can be made either.
+func (d *Daemon) mayStandBy(ctx context.Context, uuid string) *replica.Refuse {
+	dom, err := d.virt.Lookup(ctx, uuid)
+	if err != nil {
+		return nil
+	}
+	if st, err := dom.State(ctx); err == nil && st.Status == virt.Running {
+		return busy(fmt.Sprintf("%s runs here", dom.Name()))
+	}
+	return nil
 }
 
 // admitBeside answers a primary of a guest that is protected from here, too.
@@ -306,6 +339,9 @@ func (d *Daemon) backupFor(s *replica.Session) *backup {
 		b.mark.Generation, b.mark.Protection, b.mark.PeerName = s.PeerGeneration, s.Protection().String(), s.Hello.Host
 		b.mu.Unlock()
 		return b
+	}
+	if len(d.backups) >= backupsMax { // they were let in at the same time
+		return nil
 	}
 	m := marker.Marker{Domain: s.Hello.DomainName, UUID: uuid, Role: marker.RoleBackup, Phase: marker.PhaseSyncing, Protection: s.Protection().String(),
 		Generation: s.PeerGeneration, PeerName: s.Hello.Host}

@@ -25,11 +25,11 @@ func (d *Daemon) askPeer(ctx context.Context, addr, uuid, name string) (*replica
 
 // answerPeer tells another daemon what this host has of a domain: BackupActive when
 // the guest runs here, BackupStandby when it could go on here, BackupNone when it
-// can do neither, with the last generation that is known here: one that the asker
+// can do neither, with the generation under which it ran here last: one that the asker
 // does not know tells that the guest ran here since. While all that is being
 // decided nobody is told anything.
 func (d *Daemon) answerPeer(ctx context.Context, uuid string, p *primary, b *backup, w *replica.Welcome) (*replica.Welcome, *replica.Refuse) {
-	w.Generation = d.store.LastGeneration(uuid)
+	w.Generation = d.ranUnder(uuid)
 	switch {
 	case p != nil:
 		switch state := p.stateNow(); state {

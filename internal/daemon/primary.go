@@ -30,6 +30,9 @@ type primary struct {
 	domain   replica.UUID
 	peerAddr string
 	ended    bool // the machine came to its end; the machine's goroutine owns it
+	// halted: the daemon stops, and something had not come to pass for the guest.
+	// Nothing that relies on it is done any more; the next daemon does all of it.
+	halted bool
 
 	peerRuns     atomic.Bool   // the backup said that it runs the guest
 	announced    atomic.Bool   // libvirt said that the guest is shut down; QEMU's end follows
@@ -90,7 +93,13 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker.Marker, arb arbit
 	p.born = time.Now()
 	p.out = newOutputs(p)
 	p.clock = &guestClock{log: p.log, pid: pid, bound: d.cfg.Epoch.PauseMax + time.Second}
-	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), string(m.Phase), d.limits())
+	limits := d.limits()
+	if fences(arb) {
+		// To ask is to turn the backup's host off: a daemon that is only restarted gets
+		// the time for it. Without one no standby goes on.
+		limits.Redial = max(limits.Detect, limits.Grace)
+	}
+	p.m = ftengine.RestorePrimary(ftengine.Generation(m.Generation), string(m.Phase), limits)
 	p.snapshot()
 	return p, nil
 }
@@ -124,6 +133,12 @@ func (p *primary) start() {
 }
 
 func (p *primary) do(a ftengine.Action) {
+	if !p.halted {
+		p.act(a)
+	}
+}
+
+func (p *primary) act(a ftengine.Action) {
 	switch a := a.(type) {
 	case ftengine.Persist:
 		phase := marker.Phase(a.Phase)
@@ -154,7 +169,7 @@ func (p *primary) do(a ftengine.Action) {
 	case ftengine.Claim:
 		p.claim(a)
 	case ftengine.Withdraw:
-		p.withdraw(a.Generation)
+		p.withdraw(a.Generation, p.ctx.Done())
 	case ftengine.RetryAfter:
 		p.retryAfter(a)
 	case ftengine.SendGuestDead:
@@ -202,8 +217,11 @@ const guestRetry = 100 * time.Millisecond
 // onGuest does an action on the guest, in order with the other actions: what follows
 // relies on it.
 func (p *primary) onGuest(what string, f func(context.Context) error, done func(status string) bool) {
-	if p.insist(what, f, done) {
+	switch {
+	case p.insist(what, f, done):
 		p.log.Info("guest", "did", what)
+	case !processGone(p.pid):
+		p.halted = true
 	}
 }
 
@@ -330,7 +348,6 @@ func (p *primary) watchGuest() {
 		signal, err := waitExit(p.ctx, p.pid)
 		gone <- exit{signal, err}
 	})
-	orderly := "" // what libvirt announced before the end
 	for {
 		select {
 		case <-p.ctx.Done():
@@ -346,23 +363,22 @@ func (p *primary) watchGuest() {
 					p.async(p.compareDevices)
 				}
 			}
+			if e.Kind == virt.Reconnected || e.Kind == virt.Lagged {
+				p.announced.Store(false) // it may have been reset meanwhile; if it does end, libvirt tells why
+			}
 			if e.UUID != p.uuid {
 				continue
 			}
-			if e.Kind == virt.CopyEnded {
+			switch e.Kind {
+			case virt.CopyEnded:
 				p.withLink(func(l *link) { p.async(func() { l.disks.Load().lost(e.Detail) }) })
-			}
-			if e.Kind == virt.Shutdown {
-				orderly = "the guest was shut down"
+			case virt.Shutdown:
 				p.announced.Store(true)
-			}
-			if e.Kind == virt.Resumed || e.Kind == virt.Rebooted {
+			case virt.Resumed, virt.Rebooted:
 				// Older versions of libvirt announce a shutdown of which they make a
 				// reboot.
-				orderly = ""
 				p.announced.Store(false)
-			}
-			if e.Kind == virt.Stopped {
+			case virt.Stopped:
 				p.post(goneOf(e.Detail))
 				return
 			}
@@ -374,14 +390,14 @@ func (p *primary) watchGuest() {
 				gone = nil
 				continue
 			}
-			if e.signal != 0 && orderly == "" {
+			if e.signal != 0 && !p.announced.Load() {
 				// Nobody who wants a guest to end kills its QEMU; libvirt
 				// asks it first, and would have announced it. What it has to
 				// say comes after it has tidied up: too late for us.
 				p.post(ftengine.GuestGone{Reason: fmt.Sprintf("QEMU was ended by a signal (%v)", e.signal)})
 				return
 			}
-			p.post(p.whyGone(events, orderly))
+			p.post(p.whyGone(events))
 			return
 		}
 	}
@@ -416,11 +432,11 @@ func (p *primary) compareDevices() {
 }
 
 // whyGone asks, after QEMU ended, whether that was wanted.
-func (p *primary) whyGone(events <-chan virt.Event, orderly string) ftengine.GuestGone {
+func (p *primary) whyGone(events <-chan virt.Event) ftengine.GuestGone {
 	timeout := time.NewTimer(crashDetailWait)
 	defer timeout.Stop()
-	if orderly != "" {
-		return ftengine.GuestGone{Orderly: true, Reason: orderly}
+	if p.announced.Load() {
+		return ftengine.GuestGone{Orderly: true, Reason: "the guest was shut down"}
 	}
 	for {
 		select {
@@ -449,7 +465,7 @@ func goneOf(detail string) ftengine.GuestGone {
 const winnerPoll = 100 * time.Millisecond
 
 func (p *primary) watchWinner(gen ftengine.Generation) {
-	for p.ctx.Err() == nil {
+	for p.ctx.Err() == nil && p.generation() < uint64(gen) { // else it has been decided otherwise
 		ctx, cancel := context.WithTimeout(p.ctx, askMax(p.arb))
 		r, err := p.arb.Inspect(ctx, p.uuid)
 		cancel()

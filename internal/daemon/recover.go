@@ -105,7 +105,7 @@ func (d *Daemon) destroyLeftovers() {
 	each(len(doms), func(i int) {
 		dom := doms[i]
 		m, err := d.store.Get(dom.UUID())
-		if err == nil && (m.MayRun() || m.Role == marker.RolePrimary && !m.Ended()) {
+		if err == nil && (m.MayRun() || m.Ran || m.Role == marker.RolePrimary && !m.Ended()) {
 			return // the note of a standby that became the guest may stay behind
 		}
 		if st, err := dom.State(ctx); err != nil || st.Status == virt.Running {

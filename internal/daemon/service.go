@@ -108,6 +108,10 @@ func (d *Daemon) prepare(ctx context.Context, req control.ProtectRequest, plan f
 	} else {
 		return nil, control.Errorf(control.CodeUnavailable, "", "the arbiter does not answer: %w", err)
 	}
+	// The peer may know of more: it takes an older generation for an old copy.
+	if w, err := d.askPeer(ctx, addr, dom.UUID(), dom.Name()); err == nil {
+		gen = max(gen, w.Generation)
+	}
 	m := marker.Marker{Domain: dom.Name(), UUID: dom.UUID(), Role: marker.RolePrimary, Phase: marker.PhaseConnecting, Protection: strings.ReplaceAll(randomUUID(), "-", ""),
 		Generation: gen + 1, Peer: addr, PeerName: req.To, Arbiter: kind, ArbiterID: identityOf(arb), Pacing: marker.Pacing(pacing), Disks: req.Disks}
 	if req.DryRun {
@@ -198,11 +202,32 @@ func (d *Daemon) running(ctx context.Context, name string) (*virt.Domain, int, e
 	if !st.Active() {
 		return nil, 0, control.Errorf(control.CodeConflict, "start it first: virsh start "+dom.Name(), "%s does not run on this host", dom.Name())
 	}
-	pid, err := dom.PID()
+	pid, err := within(ctx, func(context.Context) (int, error) { return dom.PID() })
 	if err != nil {
 		return nil, 0, err
 	}
 	return dom, pid, nil
+}
+
+// within is f, or the end of ctx if f does not heed it: what /proc says of a process
+// that hangs in the kernel may never be read. Then f is left to itself.
+func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	said := make(chan answer, 1)
+	go func() {
+		v, err := f(ctx)
+		said <- answer{v, err}
+	}()
+	select {
+	case a := <-said:
+		return a.v, a.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("no answer in time: %w", ctx.Err())
+	}
 }
 
 func (d *Daemon) lookup(ctx context.Context, name string) (*virt.Domain, error) {
@@ -226,7 +251,7 @@ func (d *Daemon) endPrimary(p *primary, reason string) error {
 	case <-time.After(endGrace):
 	}
 	switch state := p.stateNow(); state {
-	case ftengine.PrimaryUndecided.String(), ftengine.PrimaryFenced.String(), ftengine.PrimarySwitching.String():
+	case ftengine.PrimaryUndecided.String(), ftengine.PrimaryFenced.String(), ftengine.PrimarySwitching.String(), ftengine.PrimaryStopping.String():
 		return control.Errorf(control.CodeUnavailable, "bring the arbiter and the backup back", "%s is %s, and its protection ends when it is known which host the guest belongs to", p.name, state)
 	default:
 		p.log.Error("the protection does not end in time; it is cut off", "after", endGrace)
@@ -246,7 +271,9 @@ func (d *Daemon) Unprotect(ctx context.Context, domain string) error {
 	case b != nil && b.active():
 		b.stop()
 		// Else the next daemon would protect it again.
-		return b.keep(func(m *marker.Marker) { m.Phase, m.Reason = marker.PhaseEnded, "unprotected by the operator" })
+		return b.keep(func(m *marker.Marker) {
+			m.Phase, m.Ran, m.Reason = marker.PhaseEnded, true, "unprotected by the operator"
+		})
 	case b != nil:
 		go b.post(ftengine.StandDown{Reason: "the operator gave the standby up"})
 		select {

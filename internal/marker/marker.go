@@ -93,6 +93,9 @@ type Marker struct {
 	// Disks is where the operator wants the backup's images, by target.
 	Disks map[string]string `json:"disks,omitempty"`
 	At    time.Time         `json:"at"`
+	// Ran: the guest ran here under Generation, as the backup's. A copy of an older
+	// generation is of the past, also when this one has ended since.
+	Ran bool `json:"ran,omitempty"`
 	// Reason is the last word on a protection that ended.
 	Reason string `json:"reason,omitempty"`
 }
@@ -126,6 +129,15 @@ func (m Marker) Armed() bool {
 // MayRun tells that a backup's marker says that its standby may be the guest.
 func (m Marker) MayRun() bool {
 	return m.Role == RoleBackup && (m.Phase == PhaseClaimed || m.Phase == PhaseActive)
+}
+
+// RanUnder returns the generation under which the guest ran here last, as far as
+// this marker knows, or 0.
+func (m Marker) RanUnder() uint64 {
+	if m.Ran || m.Role == RolePrimary {
+		return m.Generation
+	}
+	return 0
 }
 
 // Store keeps one marker file a domain. Its methods may be called

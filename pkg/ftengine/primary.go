@@ -58,6 +58,9 @@ type Limits struct {
 	InFlight int
 	// Detect is how long a peer is silent before it counts as lost.
 	Detect time.Duration
+	// Redial is how long a primary looks for a backup that it lost, and whose host
+	// lives, before it claims; 0 is Detect. What the guest says is held meanwhile.
+	Redial time.Duration
 	// ClaimRetry is the pause between two tries at an arbiter that did not answer.
 	ClaimRetry time.Duration
 	// Grace is how long a backup whose primary's daemon is gone, and whose
@@ -101,6 +104,7 @@ type Primary struct {
 	final  Epoch // its number, once it was asked for
 
 	handedOver bool
+	fresh      bool // no backup ever had anything under this protection
 	restored   bool // an earlier daemon may have left the gate closed
 	token      uint64
 
@@ -114,7 +118,10 @@ type Primary struct {
 func NewPrimary(gen Generation, afterRestart bool, l Limits) *Primary {
 	invariant(gen > 0, "generation 0")
 	invariant(l.InFlight > 0, "InFlight %d", l.InFlight)
-	return &Primary{limits: l, state: PrimaryConnecting, gen: gen, armed: afterRestart}
+	if l.Redial == 0 {
+		l.Redial = l.Detect
+	}
+	return &Primary{limits: l, state: PrimaryConnecting, gen: gen, armed: afterRestart, fresh: !afterRestart}
 }
 
 // State, Generation, Captured, Acked and Reason tell where the machine is.
@@ -140,7 +147,7 @@ func RestorePrimary(gen Generation, phase string, l Limits) *Primary {
 	p := NewPrimary(gen, phase == "armed" || phase == "protected" || phase == "fenced" || phase == "told", l)
 	p.fenced, p.told = phase == "fenced", phase == "told"
 	p.paused = p.fenced || p.told
-	p.restored = true
+	p.fresh, p.restored = phase == "connecting" || phase == "", true
 	return p
 }
 
@@ -279,6 +286,11 @@ func (p *Primary) peerDropped() []Action {
 // peerHolds keeps our copy down: the backup won a generation of its own. Not
 // every arbiter shows us whether it runs, so we ask the backup as well.
 func (p *Primary) peerHolds(e SessionUp) []Action {
+	if p.fresh && p.state == PrimaryConnecting {
+		// Two guests, and nothing says that ours is the older one: that is for a
+		// person to find out.
+		return p.letGo(fmt.Sprintf("the peer holds generation %d of this guest, and this protection is of generation %d: it ran, or runs, there too", e.Generation, p.gen))
+	}
 	known := p.state == PrimaryFenced
 	if p.state == PrimaryStopping {
 		p.wish = p.reason // should the backup give the right back
@@ -343,7 +355,7 @@ func (p *Primary) redial(before ...Action) []Action {
 	acts := append(before, Connect{})
 	if p.armed {
 		p.state = PrimaryUndecided
-		acts = append(acts, p.retryAfter(p.limits.Detect))
+		acts = append(acts, p.retryAfter(p.limits.Redial))
 	}
 	return acts
 }
@@ -368,7 +380,7 @@ func (p *Primary) maybeCapture() []Action {
 		return []Action{Capture{Epoch: next}}
 	}
 	// From here on the backup may hold a checkpoint: the marker goes first.
-	p.armed = true
+	p.armed, p.fresh = true, false
 	return []Action{Persist{p.gen, "armed"}, Capture{Epoch: 1, Initial: true}}
 }
 
