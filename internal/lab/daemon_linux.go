@@ -182,7 +182,7 @@ func (h *Host) Protections(ctx context.Context, domain string) ([]Protection, er
 func (h *Host) WaitState(ctx context.Context, domain string, states ...string) (Protection, error) {
 	var last Protection
 	for {
-		ps, err := h.poll(ctx, domain)
+		ps, err := h.Poll(ctx, domain)
 		if err == nil && len(ps) > 0 {
 			last = ps[0]
 			for _, s := range states {

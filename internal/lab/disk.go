@@ -90,6 +90,9 @@ func (d GuestDisk) check() error {
 // backingPath is where the image behind the disk's own lies.
 func (d GuestDisk) backingPath() string { return strings.TrimSuffix(d.Path, ".qcow2") + "-base.qcow2" }
 
+// wantsModules tells whether the guest needs more for the disk than plainModules.
+func (d GuestDisk) wantsModules() bool { return d.Bus != "virtio" || d.FS != "" }
+
 // workload is how the kernel's command line tells the guest of the disk.
 func (d GuestDisk) workload() string {
 	if d.FS != "" {

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,11 +33,7 @@ const answerMaxBytes = 64 << 10
 // same path, and returns GuestOptions that boot from them.
 func (l *Lab) InstallBoot(a Assets) (GuestOptions, error) {
 	o := GuestOptions{Kernel: filepath.Join(l.Dir, "vmlinuz"), Initrd: filepath.Join(l.Dir, "initramfs")}
-	kernel, err := os.ReadFile(a.Kernel)
-	if err == nil {
-		err = os.WriteFile(o.Kernel, kernel, 0o644)
-	}
-	if err != nil {
+	if err := lend(a.Kernel, o.Kernel); err != nil {
 		return o, fmt.Errorf("lab: guest kernel: %w", err)
 	}
 	for path, modules := range map[string][]string{
@@ -48,6 +46,19 @@ func (l *Lab) InstallBoot(a Assets) (GuestOptions, error) {
 		}
 	}
 	return o, nil
+}
+
+// lend makes a file appear at to as well, which it may do already: by another name if
+// it can, for a kernel has tens of megabytes, and nobody writes to it.
+func lend(from, to string) error {
+	if err := os.Link(from, to); err == nil || errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	content, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, content, 0o644)
+	}
+	return err
 }
 
 // StartGuest creates the domain on the host and waits until the guest, unless it

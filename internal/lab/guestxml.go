@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/xml"
 	"fmt"
+	"slices"
 	"strings"
 	"text/template"
 )
@@ -36,7 +37,8 @@ type GuestOptions struct {
 	// ft. key overrides the earlier one.
 	Cmdline string
 	// Kernel and Initrd are paths that both hosts see, as InstallBoot returns
-	// them. A rich guest, and one with disks, boots from an initramfs beside Initrd.
+	// them. A rich guest, and one with disks that want more than virtio, boots from
+	// an initramfs beside Initrd.
 	Kernel, Initrd string
 	// Firmware is a path that both hosts see, of what the guest runs in place of a
 	// firmware and all that it would boot: nothing is known of such a guest, and
@@ -94,10 +96,13 @@ func (o GuestOptions) withDefaults() GuestOptions {
 		disks, workloads = append(disks, d), workloads+d.workload()
 	}
 	switch {
-	case len(disks) > 0:
-		o.Disks, o.Initrd = disks, diskInitrd(o.Initrd)
+	case slices.ContainsFunc(disks, GuestDisk.wantsModules) || o.Rich && len(disks) > 0:
+		o.Initrd = diskInitrd(o.Initrd)
 	case o.Rich:
 		o.Initrd = RichInitrd(o.Initrd)
+	}
+	if len(disks) > 0 {
+		o.Disks = disks
 	}
 	if o.AcceptDisk != "" {
 		workloads += " ft.disk=" + o.AcceptDisk

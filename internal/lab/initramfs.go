@@ -64,7 +64,8 @@ func sourceRoot() (string, error) {
 // that a guest does not need cost it time at boot.
 func RichInitrd(initrd string) string { return initrd + "-rich" }
 
-// diskInitrd is the same for guests with disks.
+// diskInitrd is the same for guests with disks of other kinds than virtio, or with
+// file systems.
 func diskInitrd(initrd string) string { return initrd + "-disks" }
 
 // writeInitramfs makes an initramfs at path: the init program, the modules it

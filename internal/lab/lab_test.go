@@ -180,6 +180,22 @@ func TestGuestDiskXML(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, text)
 		}
 	}
+	for _, c := range []struct{ wants, has string }{{"/i", ""}, {"/i-disks", "scsi"}, {"/i-disks", "ext4"}, {"/i-rich", "rich"}, {"/i-disks", "rich and disks"}} {
+		o := GuestOptions{Initrd: "/i", Disks: []GuestDisk{{}, {Target: "vdb", Format: "qcow2", Backing: true}}}
+		switch c.has {
+		case "scsi":
+			o.Disks[1] = GuestDisk{Target: "sda", Bus: "scsi"}
+		case "ext4":
+			o.Disks[1].FS = "ext4"
+		case "rich":
+			o.Rich, o.Disks = true, nil
+		case "rich and disks":
+			o.Rich = true
+		}
+		if got := o.withDefaults().Initrd; got != c.wants {
+			t.Errorf("%q boots from %s, want %s", c.has, got, c.wants)
+		}
+	}
 	if o.Disks[0] != (GuestDisk{}) {
 		t.Errorf("the caller's disk became %+v", o.Disks[0])
 	}

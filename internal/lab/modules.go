@@ -11,10 +11,11 @@ import (
 )
 
 // plainModules is what a guest loads, when its kernel has it as a module, that has
-// neither disks nor what Rich adds. Disks and network cards can be plugged into it.
+// neither what Rich adds nor other disks than virtio's, with records. Such disks and
+// network cards can be plugged into it.
 func plainModules() []string { return []string{"virtio_pci", "virtio_net", "virtio_blk"} }
 
-// guestModules is what a rich guest, or one with disks, loads.
+// guestModules is what a rich guest loads, or one with disks of every kind.
 func guestModules() []string {
 	return []string{
 		"virtio_pci", "virtio_net", "virtio_blk", "virtio_rng", "virtio_balloon", "virtio_console",
@@ -22,7 +23,7 @@ func guestModules() []string {
 	}
 }
 
-// diskModules is what a guest with disks loads besides: SCSI and SATA disks, and
+// diskModules is what the latter loads besides: SCSI and SATA disks, and
 // a file system. ext4 asks for its checksum by another name than the module's.
 func diskModules() []string { return []string{"sd_mod", "crc32c_generic", "ext4"} }
 

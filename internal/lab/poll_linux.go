@@ -16,13 +16,19 @@ const daemonSocket = "/run/virt-ft/control.sock"
 // answerOfDaemonMaxBytes bounds an answer of the control socket.
 const answerOfDaemonMaxBytes = 4 << 20
 
-// poll is Protections without the command: who asks many times a second until
+// Poll is Protections without the command: who asks many times a second until
 // something has happened would give the processors that it waits for to
 // programs that start and end.
-func (h *Host) poll(ctx context.Context, domain string) ([]Protection, error) {
+func (h *Host) Poll(ctx context.Context, domain string) ([]Protection, error) {
 	var ps []Protection
-	err := h.get(ctx, "status", url.Values{"domain": {domain}}, &ps)
+	err := h.PollInto(ctx, domain, &ps)
 	return ps, err
+}
+
+// PollInto is Poll for who reads something else of the daemon's answer, which is
+// what `virt-ft status -o json` prints.
+func (h *Host) PollInto(ctx context.Context, domain string, into any) error {
+	return h.get(ctx, "status", url.Values{"domain": {domain}}, into)
 }
 
 // get asks the host's daemon for one thing of its interface.

@@ -57,7 +57,7 @@ func (p *pair) arbiter(which func(*lab.Host) string) {
 
 // etcdLinkCut cuts the link between hosts that both see etcd: one goes on.
 func etcdLinkCut(p *pair, g *lab.Guest) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.tickFrom(p.A)
 	began, home := time.Now(), p.A
 	p.must(p.CutReplication())
@@ -71,7 +71,7 @@ func etcdLinkCut(p *pair, g *lab.Guest) {
 // etcdHostLost cuts A's power; with etcd, after that was killed. Then nobody goes
 // on before it is back, which is returned.
 func etcdHostLost(p *pair, g *lab.Guest, etcd *lab.Process) (back *lab.Process) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.tickFrom(p.A)
 	if etcd != nil {
 		p.must(etcd.Kill())
@@ -280,7 +280,6 @@ func fenceLinkCut(p *pair, g *lab.Guest, s *powerSwitch) {
 		p.turn()
 	} else {
 		p.state(p.A, g.Name, "protected")
-		p.unprotect(g.Name)
 	}
 	p.heardOnce(began, off)
 	if len(s.offs) > 0 {
@@ -290,7 +289,7 @@ func fenceLinkCut(p *pair, g *lab.Guest, s *powerSwitch) {
 
 // fenceFrozenHost stops all of A: B turns it off before it goes on.
 func fenceFrozenHost(p *pair, g *lab.Guest, s *powerSwitch) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.tickFrom(p.A)
 	began := time.Now()
 	p.must(p.FreezeHost(p.A))
@@ -309,7 +308,7 @@ func fenceFrozenHost(p *pair, g *lab.Guest, s *powerSwitch) {
 // fencedHostLost cuts A's power after etcd was killed: B makes sure that A is off,
 // and needs no vote for that.
 func fencedHostLost(p *pair, g *lab.Guest, etcd *lab.Process) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.tickFrom(p.A)
 	p.must(etcd.Kill())
 	p.A.PowerOff()

@@ -46,7 +46,7 @@ func TestKVMClock(t *testing.T) {
 	a := p.clockOf(p.A, g.Name)
 	bare := a.ahead()
 
-	p.protect(p.A, g.Name)
+	p.protect(p.A, g.Name, "--epoch-idle", shortEpoch)
 	p.epochs(g.Name, clockEpochs)
 	lost, paused := bare-a.ahead(), p.paused(g.Name)
 	s := p.state(p.A, g.Name, "protected")

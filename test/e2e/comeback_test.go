@@ -1,19 +1,12 @@
 package e2e
 
 import (
-	"testing"
-
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestComeBack takes one guest with a disk under load there and back: moved in
-// order, and after the loss of a host. It is protected again by itself.
-func TestComeBack(t *testing.T) {
-	w := diskWork(t, "reprotect = true\n"+calm)
-	w.story("failback", failback)
-	w.story("host lost", comesBackAfterLoss)
-	w.story("last words", lastWords)
-}
+// again has a guest that moved, in order or after the loss of a host, protected again
+// by itself.
+const again = "reprotect = true\n" + calm
 
 // movesBack runs virt-ft failback and waits until the guest is protected from
 // where it went to.
@@ -31,17 +24,16 @@ func (w *workload) movesBack() {
 	w.state(w.home, w.g.Name, "protected")
 }
 
-// failback moves the guest to B, in order.
+// failback moves the guest to the other host, in order.
 func failback(w *workload) {
-	w.protected()
+	w.protected() // with a copy that is made now
+	if d := w.report(w.home, w.g.Name).Disks; len(d) != 1 || d[0].Name != "vda" || d[0].SizeBytes != 64<<20 || d[0].WrittenBytes < 64<<20 {
+		w.t.Errorf("status says of the guest's disks: %+v", d)
+	}
 	w.movesBack()
 	w.sound()
 	if _, err := w.Peer(w.home).Ctl(w.step(), "failback", w.g.Name); err == nil {
 		w.t.Error("the backup moved a guest that does not run there")
-	}
-	w.unprotectHome()
-	if _, err := w.home.Ctl(w.step(), "failback", w.g.Name); err == nil {
-		w.t.Error("a guest without a backup was moved")
 	}
 	w.answered(w.c)
 }
@@ -69,6 +61,10 @@ func comesBackAfterLoss(w *workload) {
 	w.movesBack()
 	w.sameDisks()
 	w.unprotectHome()
+	if _, err := w.home.Ctl(w.step(), "failback", w.g.Name); err == nil {
+		w.t.Error("a guest without a backup was moved")
+	}
+	w.answered(w.c)
 }
 
 // lastWords ends the guest in order: the copy of its disk has all that it ever

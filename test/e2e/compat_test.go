@@ -87,7 +87,7 @@ func TestCompat(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv(rootA, c.a)
 			t.Setenv(rootB, c.b)
-			w := diskWork(t, "reprotect = true\n"+calm)
+			w := diskWork(t, again)
 			v := verdict{Pair: c.name, A: w.release(w.A), B: w.release(w.B), Machine: w.machine(w.A, w.g.Name), Verdict: "failed"}
 			defer func() {
 				line, err := json.Marshal(v)

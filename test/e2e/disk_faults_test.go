@@ -4,10 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"testing"
 	"time"
-
-	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
 // diskMirrorAborted ends the block job that mirrors the disk, as an operator
@@ -29,6 +26,7 @@ func diskMirrorAborted(w *workload) {
 	// committed epoch is the guest's only future.
 	id := filepath.Join(w.Dir, "shared", arbiterIdentity)
 	for range 2 {
+		w.protected()
 		w.must(os.Rename(id, id+".away"))
 		abort()
 		w.eventually("it is still protected", func() error {
@@ -41,16 +39,14 @@ func diskMirrorAborted(w *workload) {
 		w.must(os.Rename(id+".away", id))
 		w.moved()
 		w.sound()
-		w.protected()
 	}
-	w.unprotectHome()
 }
 
-// TestDiskPowerCut cuts the power of the primary with writes that the backup has
+// diskPowerCut cuts the power of the primary with writes that the backup has
 // never seen, and protects back to it: its image is brought up to date, by what
 // differs, and the guest goes on there.
-func TestDiskPowerCut(t *testing.T) {
-	w := diskWork(t, calm+"[disks]\ndurability = \"fsync\"\n", lab.GuestDisk{Target: "vda"}, lab.GuestDisk{Target: "vdb", SizeMiB: 32})
+func diskPowerCut(w *workload) {
+	w.command("disk vdb load 400 8192")
 	w.written("vdb", 300)
 	w.command("disk vdb quiet")
 	w.protected()
@@ -63,7 +59,7 @@ func TestDiskPowerCut(t *testing.T) {
 	w.must(lost.Daemon.Start(w.step()))
 	w.protected()
 	if d := w.report(w.home, w.g.Name).Disks; d[1].SentBytes > all/8 || d[0].SentBytes == 0 {
-		t.Errorf("of a disk that nobody wrote to %d bytes were sent first; %s was brought up to date by %+v", all, lost.Name, d)
+		w.t.Errorf("of a disk that nobody wrote to %d bytes were sent first; %s was brought up to date by %+v", all, lost.Name, d)
 	}
 	w.load()
 	w.sameDisks()
@@ -74,9 +70,6 @@ func TestDiskPowerCut(t *testing.T) {
 // The next one finishes what its journal holds before the primary is back: the
 // copy has all that was ever acknowledged.
 func diskBackupKilled(w *workload) {
-	// Nobody decides that the guest goes on alone: what clients are told
-	// meanwhile, the backup had.
-	w.configured("[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
 	w.protected()
 	b := w.Peer(w.home)
 	for range 2 {

@@ -16,11 +16,10 @@ const (
 	journalDir = "/var/lib/virt-ft/journal"
 )
 
-// TestDiskFull fills the backup's storage, that of the images and that of the
+// diskFull fills the backup's storage, that of the images and that of the
 // journal. Protection ends with an error that says where; the guest goes on, and
 // is protected again by itself when there is room.
-func TestDiskFull(t *testing.T) {
-	w := diskWork(t, calm+"[disks]\njournal_bytes_max = 16777216\n")
+func diskFull(w *workload) {
 	b := w.Peer(w.home)
 	for _, dir := range []string{imagesDir, journalDir} {
 		w.must(b.LimitDisk(dir, 128))
@@ -50,10 +49,9 @@ func TestDiskFull(t *testing.T) {
 // any more, between two checkpoints. The guest's writes go on after
 // disks.stall_max. (In a checkpoint the guest waits for the daemon itself.)
 func diskFrozen(w *workload) {
-	w.configured("[disks]\nstall_max = \"1s\"\n[heartbeat]\ndaemon_grace = \"60s\"\nlimit = \"60s\"\n")
 	w.protected()
 	image, was := w.image(w.home, 0), w.report(w.home, w.g.Name)
-	_, err := w.home.Ctl(w.step(), "set", w.g.Name, "--epoch-min", "5s", "--epoch-idle", "5s")
+	_, err := w.home.Ctl(w.step(), "set", w.g.Name, "--epoch-min", "3s", "--epoch-idle", "3s")
 	w.must(err)
 	w.committed(2) // the second of them has just been taken after a long wait
 	thaw := w.freeze(w.home.Daemon.Process().Pid())
@@ -82,13 +80,23 @@ func diskFrozen(w *workload) {
 	w.failsOver()
 }
 
-// TestDiskPlaces asks for copies in all sorts of places. What is refused leaves
-// nothing behind, and a file that is there is not touched.
+// TestDiskPlaces takes a guest with two disks to a place of its operator's choice, and
+// through a power cut.
 func TestDiskPlaces(t *testing.T) {
-	w := diskWork(t, calm, lab.GuestDisk{Target: "vda"}, lab.GuestDisk{Target: "vdb", SizeMiB: 16})
+	w := diskWork(t, calm, lab.GuestDisk{Target: "vda"}, lab.GuestDisk{Target: "vdb", SizeMiB: 32})
+	w.story("places", diskPlaces) // first: no copy of the guest's disks is known yet
+	w.story("power cut", func(w *workload) {
+		w.configured(calm + "[disks]\ndurability = \"fsync\"\n")
+		diskPowerCut(w)
+	})
+}
+
+// diskPlaces asks for copies in all sorts of places. What is refused leaves
+// nothing behind, and a file that is there is not touched.
+func diskPlaces(w *workload) {
 	b := w.Peer(w.home)
 	w.command("disk vda load 40 1048576")
-	w.written("vda", 400)
+	w.written("vda", 150) // what clients are told counts, too: far more than there is room for
 	w.load()
 	const small, mine = imagesDir + "/small", imagesDir + "/mine.raw"
 	w.must(b.LimitDisk(small, 4))
@@ -107,7 +115,7 @@ func TestDiskPlaces(t *testing.T) {
 		}
 		_, err := w.home.Ctl(w.step(), args...)
 		if err == nil || !strings.Contains(err.Error(), refused.says) {
-			t.Errorf("protect --disk %q: %v", refused.disks, err)
+			w.t.Errorf("protect --disk %q: %v", refused.disks, err)
 		}
 		w.answered(w.c)
 	}
@@ -116,17 +124,19 @@ func TestDiskPlaces(t *testing.T) {
 		w.must(err)
 		for _, f := range files {
 			if !f.IsDir() && f.Name() != "web1-vda.raw" {
-				t.Errorf("a refused protection left %s/%s", dir, f.Name())
+				w.t.Errorf("a refused protection left %s/%s", dir, f.Name())
 			}
 		}
 	}
 	w.protected("--disk", "vda="+mine)
 	if image := w.image(b, 0); image.Path != b.ImagePath(mine) {
-		t.Errorf("the copy is at %s", image.Path)
+		w.t.Errorf("the copy is at %s", image.Path)
 	}
 	w.sameDisks()
 	w.failsOver()
-	if got, err := os.ReadFile(b.ImagePath(imagesDir + "/web1-vda.raw")); err != nil || !bytes.Equal(got, foreign) {
-		t.Errorf("a file of somebody else's is now %q, %v", got[:min(len(got), 100)], err)
+	theirs := b.ImagePath(imagesDir + "/web1-vda.raw")
+	if got, err := os.ReadFile(theirs); err != nil || !bytes.Equal(got, foreign) {
+		w.t.Errorf("a file of somebody else's is now %q, %v", got[:min(len(got), 100)], err)
 	}
+	w.must(os.Remove(theirs))
 }

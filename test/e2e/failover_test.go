@@ -16,11 +16,14 @@ func (p *pair) killQEMU(h *lab.Host, domain string) {
 	p.must(syscall.Kill(pid, syscall.SIGKILL))
 }
 
-// TestFailovers takes one guest through all that may happen to its host, and to
-// the link: it is the same guest all the time.
+// failoverSettings let a standby wait for a daemon not as long as it would.
+func failoverSettings() string { return webSettings() + "[heartbeat]\ndaemon_grace = \"1s\"\n" }
+
+// TestFailovers takes one guest through all that may happen to its host, to its
+// daemon and to the link: it is the same guest all the time.
 func TestFailovers(t *testing.T) {
-	p := newPair(t, webSettings())
-	g := p.guest(lab.GuestOptions{})
+	p := newPair(t, failoverSettings())
+	g := p.guest(small(lab.GuestOptions{}))
 	born := p.tickFrom(p.A)
 	for _, s := range []struct {
 		name string
@@ -31,6 +34,10 @@ func TestFailovers(t *testing.T) {
 		{"link cut", linkCut},
 		{"clock goes on", clockGoesOn},
 		{"host lost", hostLost},
+		{"daemon killed while nobody watched", killedWhileNobodyWatched},
+		{"daemon killed and the guest lives", daemonLost},
+		{"taken back", takenBack},
+		{"slow link", slowLink},
 	} {
 		p.story(s.name, func(p *pair) {
 			s.tell(p, g)

@@ -8,14 +8,39 @@ import (
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestKilledAnywhere kills what there is at random moments, often another one
+// TestKilled takes one guest through losses that it must not notice as long as its
+// own host lives, and through campaigns of them. TestKilled/anywhere and
+// TestKilled/in_the_checkpoint take -kills.
+func TestKilled(t *testing.T) {
+	s := besiege(t, small(lab.GuestOptions{}), 15+rounds(anywhereRounds)+rounds(checkpointRounds))
+	s.story("daemon restarted", daemonRestarted)
+	s.story("backup lost", backupLost)
+	s.story("beside a paused guest", restartedBesidePausedGuest)
+	s.story("anywhere", killedAnywhere)
+	s.story("in the checkpoint", killedInTheCheckpoint)
+}
+
+// TestKilledHalfway kills while protect, and while a take-over, is under way. Its
+// guest has memory enough for the first to take a while.
+func TestKilledHalfway(t *testing.T) {
+	s := besiege(t, lab.GuestOptions{}, 15+2*rounds(takeOverRounds))
+	s.story("in the beginning", killedInTheBeginning)
+	s.story("in the take-over", killedInTheTakeOver)
+}
+
+// How many rounds are fought unless -kills says otherwise: a few minutes' worth.
+const (
+	anywhereRounds   = 5
+	checkpointRounds = 6
+	takeOverRounds   = 2
+)
+
+// killedAnywhere kills what there is at random moments, often another one
 // before the first is whole again. The guest never stops for long; protection
 // resumes, or says that it ended and can be asked for again; nothing is left.
-func TestKilledAnywhere(t *testing.T) {
-	n := rounds(5)
-	s := besiege(t, small(lab.GuestOptions{}), n)
+func killedAnywhere(s *siege) {
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
-	for i := range n {
+	for i := range rounds(anywhereRounds) {
 		began := time.Now()
 		s.wander(60)
 		vs := s.victims()
@@ -39,22 +64,20 @@ func TestKilledAnywhere(t *testing.T) {
 		s.settled()
 		s.tidy()
 		s.epochs(3)
-		t.Logf("round %d: %s; whole again after %v", i+1, what, time.Since(began).Round(time.Millisecond))
+		s.t.Logf("round %d: %s; whole again after %v", i+1, what, time.Since(began).Round(time.Millisecond))
 	}
-	t.Logf("struck %v; taken over %d times, protection lost %d times, longest silence on one host %v", s.struck, s.moves, s.lost, s.neverQuiet())
+	s.t.Logf("struck %v; taken over %d times, protection lost %d times, longest silence on one host %v", s.struck, s.moves, s.lost, s.neverQuiet())
 	s.lastStand()
 }
 
-// TestKilledInTheCheckpoint kills the primary's daemon while QEMU has the
+// killedInTheCheckpoint kills the primary's daemon while QEMU has the
 // guest stopped for it, many times in a row. Only the guest's life counts.
-func TestKilledInTheCheckpoint(t *testing.T) {
-	n := rounds(6)
-	s := besiege(t, small(lab.GuestOptions{}), n)
+func killedInTheCheckpoint(s *siege) {
 	pid, err := s.home.QEMU(s.name)
 	s.must(err)
+	dead := pipesOf(pid) // those that are no session's, too
 	s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
-	dead := map[string]int{}
-	inside := 0
+	n, inside := rounds(checkpointRounds), 0
 	for range n {
 		for skip := s.rng.IntN(3); skip >= 0; skip-- {
 			s.checkpoint(pid, dead)
@@ -71,12 +94,12 @@ func TestKilledInTheCheckpoint(t *testing.T) {
 	s.alive()
 	s.settled()
 	s.tidy()
-	t.Logf("%d of %d kills hit a checkpoint; longest silence %v", inside, n, s.neverQuiet())
+	s.t.Logf("%d of %d kills hit a checkpoint; longest silence %v", inside, n, s.neverQuiet())
 	if inside == 0 {
-		t.Error("no kill hit a checkpoint: this test has shown nothing")
+		s.t.Error("no kill hit a checkpoint: this test has shown nothing")
 	}
 	if s.moves > 0 {
-		t.Errorf("the guest moved %d times though its host and its QEMU lived", s.moves)
+		s.t.Errorf("the guest moved %d times though its host and its QEMU lived", s.moves)
 	}
 	s.lastStand()
 }
@@ -104,17 +127,16 @@ func checkpointing(pid int, dead map[string]int) bool {
 	return false
 }
 
-// TestKilledInTheBeginning kills while protect is under way: at once, in the
+// killedInTheBeginning kills while protect is under way: at once, in the
 // initial sync, and in the rehearsal, some of all there is each time.
-func TestKilledInTheBeginning(t *testing.T) {
-	s := besiege(t, lab.GuestOptions{}, 15)
+func killedInTheBeginning(s *siege) {
 	moments := []struct {
 		name string
 		come func(context.Context) bool
 	}{
 		{"at once", func(context.Context) bool { s.brief(300 * time.Millisecond); return true }},
 		{"in the initial sync", func(ctx context.Context) bool {
-			ps, err := s.home.Protections(ctx, s.name)
+			ps, err := s.home.Poll(ctx, s.name)
 			return err == nil && len(ps) == 1 && ps[0].State == "syncing" && ps[0].BytesSent > 0
 		}},
 		{"in the rehearsal", func(context.Context) bool {
@@ -131,7 +153,7 @@ func TestKilledInTheBeginning(t *testing.T) {
 			go func() {
 				defer close(asked)
 				_, err := s.home.Ctl(ctx, "protect", s.name, "--to", s.Peer(s.home).Name, "--epoch-idle", shortEpoch)
-				t.Logf("protect said: %v", err)
+				s.t.Logf("protect said: %v", err)
 			}()
 			hit := false
 			for over := false; !hit && !over; {
@@ -151,13 +173,13 @@ func TestKilledInTheBeginning(t *testing.T) {
 			cancel()
 			s.settledAfterProtect()
 			s.tidy()
-			t.Logf("%s, %s (hit: %v): whole after %v", v.name, m.name, hit, time.Since(began).Round(time.Millisecond))
+			s.t.Logf("%s, %s (hit: %v): whole after %v", v.name, m.name, hit, time.Since(began).Round(time.Millisecond))
 			_, err := s.home.Ctl(s.step(), "unprotect", s.name)
 			s.must(err)
 			s.eventually("unprotect leaves something", func() error { return s.cleanQEMU(0) })
 		}
 	}
-	t.Logf("lost %d times; longest silence %v", s.lost, s.neverQuiet())
+	s.t.Logf("lost %d times; longest silence %v", s.lost, s.neverQuiet())
 	s.verified(s.home)
 }
 

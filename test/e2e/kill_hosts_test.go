@@ -8,31 +8,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestDaemonStaysAway kills A's daemon for longer than its guest's standby
-// waits.
-func TestDaemonStaysAway(t *testing.T) {
-	p := newPair(t, "[heartbeat]\ndaemon_grace = \"2s\"\n")
-	g := p.guest(small(lab.GuestOptions{}))
-	p.story("while nobody watched", func(p *pair) { killedWhileNobodyWatched(p, g) })
-	p.story("and the guest lives", func(p *pair) { daemonLost(p, g) })
-	p.protect(p.A, g.Name)
-}
-
-// killedWhileNobodyWatched kills A's daemon and then, unseen, A's QEMU.
-// Nothing that the guest said since was let out, so its standby may go on from
-// its last checkpoint: it does when nobody came back on A for a while.
+// killedWhileNobodyWatched kills A's daemon, for longer than the standby waits, and
+// then, unseen, A's QEMU. Nothing that the guest said since was let out, so its
+// standby may go on from its last checkpoint: it does when nobody came back on A for
+// a while.
 func killedWhileNobodyWatched(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	p.must(p.A.Daemon.Kill())
 	p.killQEMU(p.A, g.Name)
 	p.state(p.B, g.Name, "active")
 	p.must(p.A.Daemon.Start(p.step()))
-	p.verified(p.B)
 	p.turn()
 }
 
@@ -57,40 +46,32 @@ func daemonLost(p *pair, g *lab.Guest) {
 	if o, ok := p.out.LastFrom(p.A.Name); ok && o.At.After(first.At) {
 		p.t.Errorf("A was heard after B had taken over: tick %d, B's first seen was %d", o.Counter, first.Counter)
 	}
-	p.verified(p.B)
+	p.tickFrom(p.B)
 	p.turn()
-}
-
-// TestHostsFail takes one guest through losses that it must not notice, as long
-// as its own host lives.
-func TestHostsFail(t *testing.T) {
-	s := besiege(t, small(lab.GuestOptions{}), 15)
-	s.story("daemon restarted", daemonRestarted)
-	s.story("backup lost", backupLost)
-	s.story("beside a paused guest", restartedBesidePausedGuest)
 }
 
 // daemonRestarted stops and kills the primary's daemon: nothing leaves until
 // there is one again, and then the guest's connections go on.
 func daemonRestarted(s *siege) {
-	c := s.clients()
-	s.protect(s.A, s.name)
-	for name, end := range map[string]func() error{"stop": s.A.Daemon.Stop, "kill": s.A.Daemon.Kill} {
+	home, c := s.home, s.clients()
+	s.protect(home, s.name)
+	for name, end := range map[string]func() error{"stop": home.Daemon.Stop, "kill": home.Daemon.Kill} {
 		if name == "stop" && !long() {
 			continue
 		}
 		s.answered(c)
 		s.must(end())
 		s.tickSilence()
-		s.muteWhile(c, func() { s.state(s.B, s.name, "orphaned") })
-		s.must(s.A.Daemon.Start(s.step()))
+		s.muteWhile(c, func() { s.state(s.Peer(home), s.name, "orphaned") })
+		s.must(home.Daemon.Start(s.step()))
 		s.answered(c)
-		s.state(s.A, s.name, "protected")
+		s.state(home, s.name, "protected")
 		s.faithful(c)
 		s.t.Logf("%s: the connections survived it", name)
 	}
-	s.verified(s.A)
-	s.unprotect(s.name)
+	s.verified(home)
+	_, err := home.Ctl(s.step(), "unprotect", s.name)
+	s.must(err)
 }
 
 // backupLost cuts the power of B: the guest on A goes on alone, and is
@@ -112,12 +93,13 @@ func backupLost(s *siege) {
 	s.lastStand()
 }
 
-// TestDescriptorsReused is the danger of capturing through a descriptor's
+// descriptorsReused is the danger of capturing through a descriptor's
 // number: after libvirtd was restarted, numbers that it had passed to QEMU are
 // closed, and a disk that is plugged in next gets them. A checkpoint through a
 // stale number would truncate that disk.
-func TestDescriptorsReused(t *testing.T) {
-	s := besiege(t, small(lab.GuestOptions{Machine: "pc"}), 10)
+func descriptorsReused(p *pair, g *lab.Guest) {
+	p.configured(patientBackup)
+	s := p.siege(g)
 	image := filepath.Join(s.Dir, "disk.img")
 	want := make([]byte, 4<<20)
 	_, _ = rand.Read(want) // never fails
@@ -153,11 +135,13 @@ func TestDescriptorsReused(t *testing.T) {
 		got, err := os.ReadFile(image)
 		s.must(err)
 		if !bytes.Equal(got, want) {
-			t.Fatalf("libvirtd %s: the disk image was changed; it has %d bytes", restart.how, len(got))
+			s.t.Fatalf("libvirtd %s: the disk image was changed; it has %d bytes", restart.how, len(got))
 		}
 	}
-	t.Logf("longest silence %v", s.neverQuiet())
+	s.t.Logf("longest silence %v", s.neverQuiet())
 	s.lastStand()
+	p.turn()
+	p.configured(operatorSettings)
 }
 
 var errStillThere = errors.New("it is still there")

@@ -18,8 +18,8 @@ import (
 
 // Flags of the kill campaign:
 //
-//	go test ./test/e2e -run TestKilledAnywhere -kills 200 -timeout 90m
-//	go test ./test/e2e -run TestKilledAnywhere -seed 42
+//	go test ./test/e2e -run TestKilled/anywhere -kills 200 -timeout 90m
+//	go test ./test/e2e -run TestKilled/anywhere -seed 42
 //
 // The environment variables VIRT_FT_KILLS and VIRT_FT_SEED do the same where
 // flags cannot be passed. A seed replays the choices, not the machine's timing.
@@ -67,6 +67,7 @@ type siege struct {
 	cut    bool // the replication link is cut
 	moves  int  // the guest was taken over by its standby
 	lost   int  // protection ended with a reason and was asked for again
+	began  time.Time
 }
 
 // besiege makes a lab and a guest, not protected yet. rounds sizes the time
@@ -77,29 +78,36 @@ func besiege(t *testing.T, shape lab.GuestOptions, rounds int) *siege {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+time.Duration(rounds)*time.Minute)
 	t.Cleanup(cancel)
 	p.ctx = ctx
-	g := p.guest(shape)
+	return p.siege(p.guest(shape))
+}
+
+// siege begins with a guest that is on A, not protected, and was never elsewhere.
+func (p *pair) siege(g *lab.Guest) *siege {
+	p.t.Helper()
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	t.Logf("seed %d: replay with -seed %[1]d", seed)
-	s := &siege{pair: p, name: g.Name, gpa: g.Ready.BeaconGPA, rng: rand.New(rand.NewPCG(seed, 0)), struck: map[string]int{}}
+	p.t.Logf("seed %d: replay with -seed %[1]d", seed)
+	// Not that of g.Ready: the guest may have booted again.
+	gpa := p.tickFrom(p.A).BeaconGPA
+	s := &siege{pair: p, name: g.Name, gpa: gpa, rng: rand.New(rand.NewPCG(seed, 0)), struck: map[string]int{}, began: time.Now()}
 	pid, err := p.A.QEMU(g.Name)
 	p.must(err)
 	s.pipes = len(pipesOf(pid))
 	s.livesOn(p.A)
-	p.tickFrom(p.A)
 	return s
 }
 
 // story is pair.story for a siege. Its stories find the guest on home, wherever
-// that is, and leave it there or at the other host.
+// that is, and leave it there or at the other host. Each counts for itself.
 func (s *siege) story(name string, tell func(*siege)) {
 	s.t.Helper()
 	s.pair.story(name, func(p *pair) {
 		whole := s.pair
 		s.pair = p
 		defer func() { s.pair = whole }()
+		s.struck, s.moves, s.lost, s.began = map[string]int{}, 0, 0, time.Now()
 		tell(s)
 	})
 }
@@ -277,7 +285,7 @@ func (s *siege) settled() {
 func (s *siege) protections(h *lab.Host) ([]lab.Protection, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
-	return h.Protections(ctx, s.name)
+	return h.Poll(ctx, s.name)
 }
 
 // runsOn tells whether the guest's QEMU is on h.
@@ -385,12 +393,15 @@ func pipesOf(pid int) map[string]int {
 	return pipes
 }
 
-// neverQuiet fails if the guest was ever silent for too long, and returns the
-// longest silence on one host.
+// neverQuiet fails if the guest was silent for too long since the siege, or its story,
+// began, and returns the longest silence on one host.
 func (s *siege) neverQuiet() time.Duration {
 	s.t.Helper()
 	var longest time.Duration
 	for _, g := range s.out.Gaps() {
+		if g.Before.At.Before(s.began) {
+			continue
+		}
 		if g.Before.Host == g.After.Host {
 			longest = max(longest, g.Silence())
 		}

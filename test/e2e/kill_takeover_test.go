@@ -3,20 +3,17 @@ package e2e
 import (
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestKilledInTheTakeOver kills the guest's QEMU and, a moment later, the
+// killedInTheTakeOver kills the guest's QEMU and, a moment later, the
 // daemon that takes over: two failures at once. Either the guest runs on the
 // other host, with the right memory, or it is lost and both daemons say so;
 // nothing half-loaded is left, and never do two run.
-func TestKilledInTheTakeOver(t *testing.T) {
-	n := rounds(2)
-	s := besiege(t, lab.GuestOptions{}, 2*n)
-	survived := 0
+func killedInTheTakeOver(s *siege) {
+	n, survived := rounds(takeOverRounds), 0
 	for i := range n {
 		s.protect(s.home, s.name, "--epoch-idle", shortEpoch)
 		s.wander(30)
@@ -27,7 +24,7 @@ func TestKilledInTheTakeOver(t *testing.T) {
 		s.must(to.Daemon.Kill())
 		s.must(to.Daemon.Start(s.step()))
 		runs := s.takeOverRuns(to)
-		t.Logf("round %d: daemon killed %v after QEMU; the guest lives: %v", i+1, after, runs)
+		s.t.Logf("round %d: daemon killed %v after QEMU; the guest lives: %v", i+1, after, runs)
 		if runs {
 			survived++
 			s.livesOn(to)
@@ -38,7 +35,7 @@ func TestKilledInTheTakeOver(t *testing.T) {
 			s.livesOn(s.A)
 		}
 	}
-	t.Logf("the guest survived %d of %d", survived, n)
+	s.t.Logf("the guest survived %d of %d", survived, n)
 }
 
 // takeOverRuns waits for the outcome of a take-over on h.

@@ -24,6 +24,9 @@ const stepMax = 3 * time.Minute
 // hurryMax bounds how long a guest is asked to hurry.
 const hurryMax = time.Second
 
+// lookEvery is the pause between two looks at what is waited for.
+const lookEvery = 25 * time.Millisecond
+
 var binary string // the virt-ft program under test, built by TestMain
 
 func TestMain(m *testing.M) {
@@ -92,7 +95,8 @@ func (p *pair) configured(extra string) {
 
 // story is a test of its own, which shares hosts, guest and clients with the
 // stories before it: a guest's boot takes longer than many of them. Each finds
-// the guest on A, not protected, and leaves it so. One that fails ends all.
+// the guest on A and leaves it there, not protected, unless the next one goes on
+// with the protection, see kept. Each can be run alone. One that fails ends all.
 func (p *pair) story(name string, tell func(*pair)) {
 	p.t.Helper()
 	if !p.t.Run(name, func(t *testing.T) {
@@ -184,9 +188,19 @@ func (p *pair) protect(from *lab.Host, domain string, args ...string) {
 		select {
 		case <-ctx.Done():
 			p.t.Fatal(err)
-		case <-time.After(100 * time.Millisecond): // between two questions
+		case <-time.After(lookEvery):
 		}
 	}
+}
+
+// kept is protect for a story that goes on with the protection of the one before, if
+// there was one.
+func (p *pair) kept(from *lab.Host, domain string, args ...string) {
+	p.t.Helper()
+	if ps, err := from.Poll(p.step(), domain); err == nil && len(ps) == 1 && ps[0].Role == "primary" && ps[0].State == "protected" {
+		return
+	}
+	p.protect(from, domain, args...)
 }
 
 // state waits for one of states on a host.
@@ -209,7 +223,7 @@ func (p *pair) eventually(what string, check func() error) {
 		if time.Now().After(end) || p.ctx.Err() != nil {
 			p.t.Fatalf("%s: %v", what, err)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(lookEvery)
 	}
 }
 

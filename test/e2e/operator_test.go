@@ -16,10 +16,12 @@ import (
 // migrationBlocker is what an operator reads of a guest that may not leave.
 const migrationBlocker = "virt-ft-protected"
 
+const operatorSettings = "reprotect = false\n"
+
 // TestOperator does to a protected guest, and to its standby, what people do to
 // domains: what can be followed is followed, and what cannot is refused.
 func TestOperator(t *testing.T) {
-	p := newPair(t, "reprotect = false\n")
+	p := newPair(t, operatorSettings)
 	g := p.guest(small(lab.GuestOptions{Machine: "pc"})) // where devices are plugged without preparing for it
 	if long() {
 		p.story("reset and reboot", func(p *pair) { operatorReboots(p, g) })
@@ -29,6 +31,7 @@ func TestOperator(t *testing.T) {
 		name string
 		tell func(*pair, *lab.Guest)
 	}{
+		{"descriptors reused", descriptorsReused}, // first: the guest was never elsewhere
 		{"rehearsal left behind", operatorFindsRehearsal},
 		{"standby", operatorAtStandby},
 		{"move", operatorMoves},

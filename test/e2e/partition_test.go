@@ -4,41 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestPartitions takes one guest, with clients at work all the time, through
-// networks that are lost in part, and through the loss of more than one at once.
-// Whatever it is, the guest is heard from one host at a time, and from none that
-// may not go on.
-func TestPartitions(t *testing.T) {
-	p := newPair(t, "reprotect = false\n")
-	g := p.guest(small(lab.GuestOptions{}))
-	c := p.clients()
-	for _, s := range []struct {
-		name string
-		tell func(*pair, *lab.Guest, *lab.Client)
-		long bool // chaos does it, too: only when asked for
-	}{
+// partitions are those of TestOutput's stories in which networks are lost in part, and
+// more than one at once. Whatever it is, the guest is heard from one host at a time,
+// and from none that may not go on.
+func partitions() []outputStory {
+	return []outputStory{
 		{"clients cut off", clientsCutOff, true},
 		{"primary is not heard", func(p *pair, g *lab.Guest, c *lab.Client) { oneWay(p, g, c, p.B) }, true},
 		{"backup is not heard", func(p *pair, g *lab.Guest, c *lab.Client) { oneWay(p, g, c, p.A) }, false},
 		{"backup without an arbiter", backupCutOff, false},
 		{"primary without an arbiter", primaryCutOff, false},
 		{"frozen host", frozenHost, false},
-	} {
-		if s.long && !long() {
-			continue
-		}
-		p.story(s.name, func(p *pair) {
-			s.tell(p, g, c)
-			p.answered(c)
-			p.faithful(c)
-			p.verified(p.A)
-		})
 	}
 }
 
@@ -93,7 +74,7 @@ func (p *pair) decided(domain string) (loser *lab.Host) {
 	p.t.Helper()
 	p.eventually("nobody goes on", func() error {
 		for _, h := range p.Hosts() {
-			ps, err := h.Protections(p.step(), domain)
+			ps, err := h.Poll(p.step(), domain)
 			if err == nil && len(ps) == 1 && (ps[0].State == "alone" || ps[0].State == "active") {
 				if loser = p.Peer(h); h != p.A {
 					p.turn()
@@ -109,7 +90,7 @@ func (p *pair) decided(domain string) (loser *lab.Host) {
 // oneWay breaks one fibre of the link's two: deaf hears nothing any more, and is
 // heard. The guest goes on at one of the hosts, whichever asked first.
 func oneWay(p *pair, g *lab.Guest, c *lab.Client, deaf *lab.Host) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.answered(c)
 	began, home := time.Now(), p.A
 	p.must(p.DeafenReplication(deaf))
@@ -121,13 +102,11 @@ func oneWay(p *pair, g *lab.Guest, c *lab.Client, deaf *lab.Host) {
 }
 
 // ends waits, on a link that is whole again, until all knows who won: the guest
-// is protected again if it stayed, and no copy is left if it moved. It leaves it
-// unprotected.
+// is protected again if it stayed, and no copy is left if it moved.
 func (p *pair) ends(g *lab.Guest, home, loser *lab.Host) {
 	p.t.Helper()
 	if loser != home {
 		p.state(home, g.Name, "protected")
-		p.unprotect(g.Name)
 		return
 	}
 	p.noQEMU(loser, g.Name)
@@ -155,7 +134,7 @@ func (p *pair) mayNotRun(h *lab.Host, domain string) error {
 
 // backupCutOff takes link and arbiter from B: it may not go on, and A does.
 func backupCutOff(p *pair, g *lab.Guest, c *lab.Client) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.answered(c)
 	began := time.Now()
 	p.must(errors.Join(p.B.HangArbiter(), p.CutReplication()))
@@ -168,13 +147,12 @@ func backupCutOff(p *pair, g *lab.Guest, c *lab.Client) {
 	p.must(p.HealReplication())
 	p.state(p.A, g.Name, "protected")
 	p.heardOnce(began, p.B)
-	p.unprotect(g.Name)
 }
 
 // primaryCutOff takes link and arbiter from A, where the guest runs: B goes on,
 // and A's copy is paused, and destroyed when A can ask again.
 func primaryCutOff(p *pair, g *lab.Guest, c *lab.Client) {
-	p.protect(p.A, g.Name)
+	p.kept(p.A, g.Name)
 	p.answered(c)
 	began := time.Now()
 	p.must(errors.Join(p.A.CutArbiter(), p.CutReplication()))

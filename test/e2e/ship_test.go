@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"testing"
 
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
@@ -20,23 +19,22 @@ ack_max = "120ms"
 throttle_max = 0.9
 `
 
-// TestSlowLink protects a guest over a link that carries a fraction of what the
+// slowLink protects a guest over a link that carries a fraction of what the
 // guest writes: it is slowed down, visibly, and goes on; epochs still come; when
 // the link is well again it is let go; and when its host dies all is there.
-func TestSlowLink(t *testing.T) {
-	p := newPair(t, shipConfig)
-	p.guest(lab.GuestOptions{})
-	p.protect(p.A, "web1")
-	s := p.state(p.A, "web1", "protected")
+func slowLink(p *pair, g *lab.Guest) {
+	p.configured(shipConfig)
+	p.protect(p.A, g.Name)
+	s := p.state(p.A, g.Name, "protected")
 	if s.Ship.Streams != 3 {
-		t.Errorf("%d connections carry pages, want 3", s.Ship.Streams)
+		p.t.Errorf("%d connections carry pages, want 3", s.Ship.Streams)
 	}
 	_, err := p.Command(p.step(), "dirty 8000")
 	p.must(err)
 
 	p.must(p.SlowReplication(p.B, 12<<20))
 	slowed := func() (lab.Protection, error) {
-		ps, err := p.A.Protections(p.step(), "web1")
+		ps, err := p.A.Poll(p.step(), g.Name)
 		if err != nil {
 			return lab.Protection{}, err
 		}
@@ -73,19 +71,20 @@ func TestSlowLink(t *testing.T) {
 	s, err = slowed()
 	p.must(err)
 	if !s.Ship.Packed || s.Ship.SamePages == 0 || s.Ship.ZeroPages == 0 {
-		t.Errorf("nothing was packed or left out: %+v", s.Ship)
+		p.t.Errorf("nothing was packed or left out: %+v", s.Ship)
 	}
-	p.checkEpochs()
+	p.checkEpochs(g.Name)
 
-	p.killQEMU(p.A, "web1")
-	p.state(p.B, "web1", "active")
-	p.verified(p.B)
+	p.killQEMU(p.A, g.Name)
+	p.state(p.B, g.Name, "active")
+	p.turn()
+	p.configured(failoverSettings())
 }
 
-// checkEpochs looks at what virt-ft epochs says of web1 on host A.
-func (p *pair) checkEpochs() {
+// checkEpochs looks at what virt-ft epochs says of a domain on host A.
+func (p *pair) checkEpochs(domain string) {
 	p.t.Helper()
-	out, err := p.A.Ctl(p.step(), "epochs", "web1", "-n", "30", "-o", "json")
+	out, err := p.A.Ctl(p.step(), "epochs", domain, "-n", "30", "-o", "json")
 	p.must(err)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if len(lines) != 30 {

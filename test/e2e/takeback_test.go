@@ -3,38 +3,36 @@ package e2e
 import (
 	"os"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/virt-ft/virt-ft/internal/arbiter"
 	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// TestTakenBack has B win the right to the guest, and be lost before it uses it: A's
-// copy stays paused. A person lets it go on, and B, back from the dead, does not run.
-func TestTakenBack(t *testing.T) {
-	p := newPair(t, "")
-	g := p.guest(lab.GuestOptions{})
+// takenBack has B win the right to the guest, and be lost before it uses it: A's copy
+// stays paused. A person lets it go on, and B, back from the dead, does not run.
+func takenBack(p *pair, g *lab.Guest) {
 	p.protect(p.A, g.Name)
 	before := p.tickFrom(p.A)
 	began := time.Now()
 	p.claimFor(p.B, g.Name)
 	p.must(p.FreezeHost(p.B))
-	t.Cleanup(func() { _ = p.ThawHost(p.B) }) // a test that failed ends sooner
+	p.t.Cleanup(func() { _ = p.ThawHost(p.B) }) // a test that failed ends sooner
 	p.state(p.A, g.Name, "fenced")
 	if _, err := p.A.Ctl(p.step(), "activate", g.Name); err == nil || !strings.Contains(err.Error(), "--force") {
-		t.Errorf("activate of a copy that may run elsewhere: %v", err)
+		p.t.Errorf("activate of a copy that may run elsewhere: %v", err)
 	}
 	p.must(p.mayNotRun(p.A, g.Name))
 	_, err := p.A.Ctl(p.step(), "activate", "--force", g.Name)
 	p.must(err)
 	if now := p.verified(p.A); now.BootID != before.BootID || now.Pid != before.Pid {
-		t.Errorf("it is another guest: %+v became %+v", before, now)
+		p.t.Errorf("it is another guest: %+v became %+v", before, now)
 	}
 	p.must(p.ThawHost(p.B))
 	p.state(p.A, g.Name, "protected") // and B is its backup again
 	p.must(p.mayNotRun(p.B, g.Name))
 	p.heardOnce(began, p.B)
+	p.unprotect(g.Name)
 }
 
 // claimFor has h win the next generation of the guest that A protects, as its daemon
