@@ -198,15 +198,22 @@ func (b *backup) do(a ftengine.Action) {
 	}
 }
 
-// byeMax is how long the farewell waits for libvirt to end the standby: clearly less
-// than a primary waits for it, which then has us turned off if it can.
-const byeMax = 3 * time.Second
+// byeMax is how long the farewell waits for libvirt to end the standby, where less
+// than a primary waits for it is the better of two evils.
+const byeMax = 8 * time.Second
 
-// sayBye goes behind DestroyStandby: it is said when it is true. But the primary must
-// not wait until it thinks that we are lost: nothing is ever claimed from here on.
+// sayBye goes behind DestroyStandby: it is said when it is true. But a primary that can
+// turn us off must not wait until it thinks that we are lost: nothing is ever claimed
+// from here on.
 func (b *backup) sayBye() {
 	bye := sync.OnceFunc(func() { b.send(0, &replica.Bye{Reason: "the standby is gone"}) })
 	b.later(bye)
+	b.mu.Lock()
+	arb := b.arb
+	b.mu.Unlock()
+	if arb == nil || !fences(arb) {
+		return
+	}
 	b.async(func() {
 		afterOrDone(b.ctx, byeMax)
 		bye()
