@@ -213,6 +213,7 @@ func (b *backup) end(st *virt.Standby) {
 // destroyAway destroys dom and waits for libvirtd when that is away. libvirt
 // kills QEMU at once when it is told to; a call that was cut off is repeated.
 func destroyAway(ctx context.Context, dom *virt.Domain) error {
+	pid, unknown := dom.PID()
 	for {
 		call, cancel := context.WithTimeout(ctx, guestCallTimeout)
 		err := dom.Destroy(call)
@@ -222,6 +223,9 @@ func destroyAway(ctx context.Context, dom *virt.Domain) error {
 		}
 		if ctx.Err() != nil || !errors.Is(err, virt.ErrDisconnected) && !errors.Is(err, virt.ErrOutcomeUnknown) {
 			return err
+		}
+		if unknown == nil && processGone(pid) {
+			return nil // a domain of this name that is there by now is another one
 		}
 		afterOrDone(ctx, awayPoll)
 	}
