@@ -6,25 +6,29 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
+
+	"github.com/virt-ft/virt-ft/internal/lab"
 )
 
-// killedInTheHold kills A's daemon while it holds the guest for a mirror to begin.
+// TestKilledInTheHold kills A's daemon while it holds the guest for a mirror to begin.
 // The guest goes on by itself, and the next daemon protects it.
-func killedInTheHold(w *workload) {
+func TestKilledInTheHold(t *testing.T) {
+	w := diskWork(t, calm, lab.GuestDisk{Target: "vda", SizeMiB: 16}, lab.GuestDisk{Target: "vdb", SizeMiB: 16}, lab.GuestDisk{Target: "vdc", SizeMiB: 16})
 	before := w.tickFrom(w.A)
 	held, err := w.A.Root(filepath.Join("/run/virt-ft/held", strings.TrimSpace(w.virsh(w.A, "domuuid", w.g.Name))))
 	w.must(err)
 	for tries := 1; !w.stoppedInTheHold(held); tries++ {
 		if tries == 20 {
-			w.t.Fatal("the daemon was never caught while it held the guest")
+			t.Fatal("the daemon was never caught while it held the guest")
 		}
 		w.must(w.A.Daemon.Process().Signal(syscall.SIGCONT))
 		w.unprotect(w.g.Name)
 	}
 	w.must(w.A.Daemon.Kill())
 	if now := w.tickFrom(w.A); now.BootID != before.BootID || now.Pid != before.Pid {
-		w.t.Errorf("it is another guest: %+v, then %+v", before, now)
+		t.Errorf("it is another guest: %+v, then %+v", before, now)
 	}
 	w.eventually("the waker has not ended", func() error {
 		if _, err := os.Stat(held); !errors.Is(err, os.ErrNotExist) {

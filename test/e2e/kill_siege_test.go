@@ -67,6 +67,7 @@ type siege struct {
 	cut    bool // the replication link is cut
 	moves  int  // the guest was taken over by its standby
 	lost   int  // protection ended with a reason and was asked for again
+	seed   uint64
 	began  time.Time
 }
 
@@ -91,7 +92,8 @@ func (p *pair) siege(g *lab.Guest) *siege {
 	p.t.Logf("seed %d: replay with -seed %[1]d", seed)
 	// Not that of g.Ready: the guest may have booted again.
 	gpa := p.tickFrom(p.A).BeaconGPA
-	s := &siege{pair: p, name: g.Name, gpa: gpa, rng: rand.New(rand.NewPCG(seed, 0)), struck: map[string]int{}, began: time.Now()}
+	s := &siege{pair: p, name: g.Name, gpa: gpa, seed: seed}
+	s.begins()
 	pid, err := p.A.QEMU(g.Name)
 	p.must(err)
 	s.pipes = len(pipesOf(pid))
@@ -107,9 +109,15 @@ func (s *siege) story(name string, tell func(*siege)) {
 		whole := s.pair
 		s.pair = p
 		defer func() { s.pair = whole }()
-		s.struck, s.moves, s.lost, s.began = map[string]int{}, 0, 0, time.Now()
+		s.begins()
 		tell(s)
 	})
+}
+
+// begins starts the counts anew, and the choices.
+func (s *siege) begins() {
+	s.rng, s.began = rand.New(rand.NewPCG(s.seed, 0)), time.Now()
+	s.struck, s.moves, s.lost = map[string]int{}, 0, 0
 }
 
 // livesOn says where the guest is from now on.

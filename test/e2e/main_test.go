@@ -265,7 +265,21 @@ func (p *pair) showLogs() {
 	if !p.t.Failed() {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
 	for _, h := range p.Hosts() {
+		list, err := h.Virsh(ctx, "list", "--all")
+		p.t.Logf("domains of %s (%v):\n%s", h.Name, err, list)
+		for _, name := range strings.Fields(must(h.Virsh(ctx, "list", "--all", "--name"))) {
+			p.t.Logf("%s is %s", name, must(h.Virsh(ctx, "domstate", "--reason", name)))
+		}
+		logs, _ := h.Root("/var/log/libvirt/qemu")
+		files, _ := filepath.Glob(filepath.Join(logs, "*.log"))
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil {
+				p.t.Logf("%s, its end:\n%s", filepath.Base(f), b[max(0, len(b)-1500):])
+			}
+		}
 		if h.Daemon == nil {
 			continue
 		}
@@ -273,4 +287,12 @@ func (p *pair) showLogs() {
 			p.t.Logf("daemon of %s:\n%s", h.Name, b[max(0, len(b)-16000):])
 		}
 	}
+}
+
+// must is for what is only shown.
+func must(text string, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(text)
 }
