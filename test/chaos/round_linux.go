@@ -55,7 +55,7 @@ func (c *chaos) round(ctx context.Context, i int, k kind, rng *rand.Rand) (o out
 	// A dead daemon's gate drops; else every frame of a committed epoch is heard.
 	if missing = c.out.Missing() - missing; missing > 0 && !traits()[k].lossy {
 		c.report.Forgotten += missing
-		return o, errors.Join(fmt.Errorf("%d ticks that the guest had sent were never heard", missing), c.judge(ctx))
+		return o, errors.Join(fmt.Errorf("%d ticks that the guest had sent were never heard (the observer had no room for %d frames)", missing, c.out.Unread()), c.judge(ctx))
 	}
 	o.silence = c.client.LongestSilence(fault, time.Now())
 	if err := errors.Join(c.lookAtImages(ctx, i), c.judge(ctx)); err != nil {
