@@ -199,8 +199,10 @@ func (a *Asker) Echo(ctx context.Context) (Echo, error) {
 		return Echo{}, err
 	}
 	took := time.Since(start)
-	sent := start.UnixNano()
-	return Echo{RoundTrip: took, Sent: sent, Came: answer.CameUnixNs, Answered: answer.UnixNs, Back: sent + took.Nanoseconds()}, nil
+	// Not start plus took: both clocks are not read at the same instant, and a
+	// preemption between them would make Back earlier than it was.
+	back := time.Now().UnixNano()
+	return Echo{RoundTrip: took, Sent: start.UnixNano(), Came: answer.CameUnixNs, Answered: answer.UnixNs, Back: back}, nil
 }
 
 // Fill measures what the link carries, in bytes per second: it sends batches, each

@@ -51,7 +51,7 @@ func TestQuestions(t *testing.T) {
 			t.Fatalf("%d bytes: %d, %v", len(q), len(got), err)
 		}
 		e, err := a.Echo(t.Context())
-		if err != nil || e.RoundTrip <= 0 || e.Sent > e.Back || e.Came > e.Answered || e.Came < e.Sent-int64(time.Minute) {
+		if err != nil || e.RoundTrip <= 0 || e.Sent > e.Came || e.Came > e.Answered || e.Answered > e.Back { // one clock told all four
 			t.Fatalf("%+v, %v", e, err)
 		}
 	}
