@@ -71,6 +71,27 @@ func (d *Daemon) guestOf(ctx context.Context, dom *virt.Domain, patience time.Du
 	return g
 }
 
+// within is f, or the end of ctx if f does not heed it: what /proc says of a process
+// that hangs in the kernel may never be read. Then f is left to itself.
+func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	said := make(chan answer, 1)
+	go func() {
+		v, err := f(ctx)
+		said <- answer{v, err}
+	}()
+	select {
+	case a := <-said:
+		return a.v, a.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("no answer in time: %w", ctx.Err())
+	}
+}
+
 var errNotActive = errors.New("the domain does not run")
 
 func (g *guest) readRAM(ctx context.Context) (ram, error) {

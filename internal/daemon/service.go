@@ -202,32 +202,11 @@ func (d *Daemon) running(ctx context.Context, name string) (*virt.Domain, int, e
 	if !st.Active() {
 		return nil, 0, control.Errorf(control.CodeConflict, "start it first: virsh start "+dom.Name(), "%s does not run on this host", dom.Name())
 	}
-	pid, err := within(ctx, func(context.Context) (int, error) { return dom.PID() })
+	pid, err := dom.PID()
 	if err != nil {
 		return nil, 0, err
 	}
 	return dom, pid, nil
-}
-
-// within is f, or the end of ctx if f does not heed it: what /proc says of a process
-// that hangs in the kernel may never be read. Then f is left to itself.
-func within[T any](ctx context.Context, f func(context.Context) (T, error)) (T, error) {
-	type answer struct {
-		v   T
-		err error
-	}
-	said := make(chan answer, 1)
-	go func() {
-		v, err := f(ctx)
-		said <- answer{v, err}
-	}()
-	select {
-	case a := <-said:
-		return a.v, a.err
-	case <-ctx.Done():
-		var none T
-		return none, fmt.Errorf("no answer in time: %w", ctx.Err())
-	}
 }
 
 func (d *Daemon) lookup(ctx context.Context, name string) (*virt.Domain, error) {

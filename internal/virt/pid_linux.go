@@ -2,6 +2,7 @@ package virt
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,17 +12,30 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
 	maxPIDFileBytes = 32
 	maxCmdlineBytes = 2 << 20 // the kernel's limit for arguments and environment, by default
+	pidMax          = 5 * time.Second
 )
 
 // PID returns the process id of the domain's QEMU, as libvirtd noted it, after checking that the process is
-// that domain's. Otherwise the error is ErrNoProcess. libvirtd must share our PID namespace. The process may
+// that domain's. Otherwise the error is ErrNoProcess, or ErrOutcomeUnknown when /proc does not say for pidMax: what it
+// says of a process that hangs in the kernel may never be read. libvirtd must share our PID namespace. The process may
 // end at any time: whoever needs more certainty opens a pidfd and calls PID again.
 func (d *Domain) PID() (int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), pidMax)
+	defer cancel()
+	pid, err := fly(ctx, d.findPID, nil)
+	if err != nil {
+		return 0, &CallError{"find QEMU process", d.name, err}
+	}
+	return pid, nil
+}
+
+func (d *Domain) findPID() (int, error) {
 	var first error
 	for _, dir := range stateDirs(d.conn.uri) {
 		pid, err := readPID(filepath.Join(dir, d.name+".pid"))
@@ -41,7 +55,7 @@ func (d *Domain) PID() (int, error) {
 	if first == nil {
 		first = fmt.Errorf("no pid file in %s", strings.Join(stateDirs(d.conn.uri), ", "))
 	}
-	return 0, &CallError{"find QEMU process", d.name, fmt.Errorf("%w: %w", ErrNoProcess, first)}
+	return 0, fmt.Errorf("%w: %w", ErrNoProcess, first)
 }
 
 // stateDirs lists where libvirt's QEMU driver keeps pid files: see virQEMUDriverConfigNew.
