@@ -165,24 +165,25 @@ func (p *arenaPool) put(a *arena) {
 func (p *arenaPool) tidy() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var errs []error
-	for _, a := range p.free[:p.spare] {
-		errs = append(errs, unix.Munmap(a.mem))
-	}
-	p.free = slices.Delete(p.free, 0, p.spare)
+	err := p.unmap(p.spare)
 	p.spare = len(p.free)
-	return errors.Join(errs...)
+	return err
 }
 
 // close unmaps what is free; arenas that are out follow when they are put back.
 func (p *arenaPool) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
+	p.closed, p.spare = true, 0
+	return p.unmap(len(p.free))
+}
+
+// unmap lets go of the first n arenas that are free.
+func (p *arenaPool) unmap(n int) error {
 	var errs []error
-	for _, a := range p.free {
+	for _, a := range p.free[:n] {
 		errs = append(errs, unix.Munmap(a.mem))
 	}
-	p.free, p.spare = nil, 0
+	p.free = slices.Delete(p.free, 0, n)
 	return errors.Join(errs...)
 }

@@ -111,7 +111,7 @@ func copyBegun(raw []byte, target string) (bool, error) {
 // The guest must be suspended if the copy is not ready: QEMU frees the map of a copy's writes under way
 // (in_flight_bitmap of block/mirror.c) before it waits for them (seen with 7.2, and still so in 10.0).
 func (d *Domain) AbortCopy(ctx context.Context, target string) error {
-	for {
+	for ; ; afterPoll(ctx) {
 		gone, err := onDomain(ctx, d, "abort copy of disk "+target, func(h *libvirt.Domain) (bool, error) {
 			return abortCopy(h, target)
 		})
@@ -120,11 +120,6 @@ func (d *Domain) AbortCopy(ctx context.Context, target string) error {
 		}
 		if gone || err != nil {
 			return err
-		}
-		select {
-		case <-time.After(abortPoll):
-		case <-ctx.Done():
-			return &CallError{"abort copy of disk " + target, d.name, context.Cause(ctx)}
 		}
 	}
 }
