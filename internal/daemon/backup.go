@@ -143,8 +143,7 @@ func (b *backup) do(a ftengine.Action) {
 		if marker.Phase(a.Phase) == marker.PhaseClaimed {
 			b.started = time.Now()
 		}
-		b.noteRan()
-		b.persist(a.Generation, marker.Phase(a.Phase), b.m.Reason())
+		b.note(a.Generation, marker.Phase(a.Phase))
 	case ftengine.MakeStandby:
 		// Before the new session is let go on: its epochs begin at 1 again.
 		b.kept.drop(0)
@@ -198,8 +197,8 @@ func (b *backup) do(a ftengine.Action) {
 	}
 }
 
-// byeMax is how long the farewell waits for libvirt to end the standby, where less
-// than a primary waits for it is the better of two evils.
+// byeMax is how long the farewell waits at most for libvirt to end the standby, where a
+// primary that waits for longer turns this host off.
 const byeMax = 8 * time.Second
 
 // sayBye goes behind DestroyStandby: it is said when it is true. But a primary that can
@@ -211,7 +210,7 @@ func (b *backup) sayBye() {
 	b.mu.Lock()
 	arb := b.arb
 	b.mu.Unlock()
-	if arb == nil || !fences(arb) {
+	if arb == nil || !fences(arb.Name()) {
 		return
 	}
 	b.async(func() {
@@ -256,12 +255,13 @@ func (b *backup) dropUncommitted() {
 	}
 }
 
-// noteRan has the next marker say whether the guest ran here.
-func (b *backup) noteRan() {
+// note writes a marker, which also says whether the guest ran here.
+func (b *backup) note(gen ftengine.Generation, phase marker.Phase) {
 	_, ran := b.m.Holds()
 	b.mu.Lock()
 	b.mark.Ran = ran
 	b.mu.Unlock()
+	b.persist(gen, phase, b.m.Reason())
 }
 
 // noteEnd is the marker's last word. As long as a right is to be handed back it is not
@@ -269,8 +269,7 @@ func (b *backup) noteRan() {
 func (b *backup) noteEnd() {
 	if b.lastWord && b.owed.Load() == 0 {
 		b.lastWord = false
-		b.noteRan()
-		b.persist(b.m.Generation(), marker.PhaseEnded, b.m.Reason())
+		b.note(b.m.Generation(), marker.PhaseEnded)
 	}
 }
 

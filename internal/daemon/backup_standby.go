@@ -191,6 +191,14 @@ func (b *backup) mapStandby(ctx context.Context, st *virt.Standby) (*image, erro
 	return img, nil
 }
 
+// endStandby ends the standby that is there, if any.
+func (b *backup) endStandby() {
+	if b.standby != nil {
+		b.end(b.standby)
+		b.standby, b.loaded = nil, false
+	}
+}
+
 // end destroys a standby that is of no use any more. While libvirtd is away it
 // waits, so that the next one does not meet it; for too long, and the rest is
 // done in the background, for as long as this daemon lives.
@@ -233,10 +241,7 @@ func destroyAway(ctx context.Context, dom *virt.Domain) error {
 
 func (b *backup) destroyStandby() {
 	b.closeGate()
-	if b.standby != nil {
-		b.end(b.standby)
-		b.standby, b.loaded = nil, false
-	}
+	b.endStandby()
 	b.closeImage()
 	b.device = nil
 	b.takeover.close()
@@ -247,10 +252,7 @@ func (b *backup) destroyStandby() {
 // hold the memfd.
 func (b *backup) remakeStandby() {
 	old := b.img
-	if b.standby != nil {
-		b.end(b.standby)
-		b.standby, b.loaded = nil, false
-	}
+	b.endStandby()
 	if old == nil {
 		b.post(ftengine.StandbyMade{Err: "its memory is gone"})
 		return

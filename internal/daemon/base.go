@@ -222,7 +222,7 @@ func (b *base) claim(a ftengine.Claim) {
 // mayTakeBack asks the peer about a guest that it was told to go on with, where an
 // arbiter would turn it off to find out. If the claim is not to be made it is answered.
 func (b *base) mayTakeBack(ctx context.Context, c arbiter.Claim) bool {
-	if !fences(b.arb) {
+	if !fences(b.arb.Name()) {
 		return true
 	}
 	w, err := b.askAtPeer(ctx)
@@ -243,9 +243,9 @@ func (b *base) mayTakeBack(ctx context.Context, c arbiter.Claim) bool {
 	return false
 }
 
-// fences tells whether an arbiter may turn a host off to answer.
-func fences(a arbiter.Arbiter) bool {
-	return slices.Contains(strings.Split(a.Name(), config.ArbiterThen), config.ArbiterFence)
+// fences tells whether an arbiter of this kind may turn a host off to answer.
+func fences(kind string) bool {
+	return slices.Contains(strings.Split(kind, config.ArbiterThen), config.ArbiterFence)
 }
 
 func (b *base) askAtPeer(ctx context.Context) (*replica.Welcome, error) {
@@ -258,7 +258,7 @@ func (b *base) askAtPeer(ctx context.Context) (*replica.Welcome, error) {
 // askToRevoke spares a backup that lives from being turned off, when a protection is
 // ended whose session is gone: if it has nothing of the guest that is its word.
 func (b *base) askToRevoke(ctx context.Context, c arbiter.Claim) {
-	if !fences(b.arb) {
+	if !fences(b.arb.Name()) {
 		return
 	}
 	w, err := b.askAtPeer(ctx)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -161,7 +160,7 @@ func (d *Daemon) checkArbiter(ctx context.Context, peer bool) control.Finding {
 	if _, err := a.Inspect(ctx, randomUUID()); err != nil {
 		return failed(id, item, "see docs/OPERATIONS.md", fmt.Errorf("%s does not answer: %w", kind, err))
 	}
-	if f, ok := a.(powerAsker); ok && slices.Contains(strings.Split(kind, config.ArbiterThen), config.ArbiterFence) {
+	if f, ok := a.(powerAsker); ok && fences(kind) {
 		return checkFence(ctx, f)
 	}
 	if kind != config.ArbiterFile {

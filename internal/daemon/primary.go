@@ -94,7 +94,7 @@ func newPrimary(d *Daemon, dom *virt.Domain, pid int, m marker.Marker, arb arbit
 	p.out = newOutputs(p)
 	p.clock = &guestClock{log: p.log, pid: pid, bound: d.cfg.Epoch.PauseMax + time.Second}
 	limits := d.limits()
-	if fences(arb) {
+	if fences(arb.Name()) {
 		// To ask is to turn the backup's host off: a daemon that is only restarted gets
 		// the time for it. Without one no standby goes on.
 		limits.Redial = max(limits.Detect, limits.Grace)
@@ -353,33 +353,7 @@ func (p *primary) watchGuest() {
 		case <-p.ctx.Done():
 			return
 		case e := <-events:
-			switch e.Kind {
-			case virt.Rebooted:
-				if e.UUID == p.uuid {
-					p.async(p.checkLayout)
-				}
-			case virt.DeviceAdded, virt.DeviceRemoved, virt.Reconnected, virt.Lagged:
-				if e.UUID == "" || e.UUID == p.uuid {
-					p.async(p.compareDevices)
-				}
-			}
-			if e.Kind == virt.Reconnected || e.Kind == virt.Lagged {
-				p.announced.Store(false) // it may have been reset meanwhile; if it does end, libvirt tells why
-			}
-			if e.UUID != p.uuid {
-				continue
-			}
-			switch e.Kind {
-			case virt.CopyEnded:
-				p.withLink(func(l *link) { p.async(func() { l.disks.Load().lost(e.Detail) }) })
-			case virt.Shutdown:
-				p.announced.Store(true)
-			case virt.Resumed, virt.Rebooted:
-				// Older versions of libvirt announce a shutdown of which they make a
-				// reboot.
-				p.announced.Store(false)
-			case virt.Stopped:
-				p.post(goneOf(e.Detail))
+			if p.hear(e) {
 				return
 			}
 		case e := <-gone:
@@ -401,6 +375,34 @@ func (p *primary) watchGuest() {
 			return
 		}
 	}
+}
+
+// hear acts on one of libvirt's events. It reports whether the guest ended.
+func (p *primary) hear(e virt.Event) bool {
+	if e.UUID != "" && e.UUID != p.uuid {
+		return false
+	}
+	switch e.Kind {
+	case virt.Reconnected, virt.Lagged:
+		p.announced.Store(false) // it may have been reset meanwhile; if it does end, libvirt tells why
+		p.async(p.compareDevices)
+	case virt.DeviceAdded, virt.DeviceRemoved:
+		p.async(p.compareDevices)
+	case virt.CopyEnded:
+		p.withLink(func(l *link) { p.async(func() { l.disks.Load().lost(e.Detail) }) })
+	case virt.Shutdown:
+		p.announced.Store(true)
+	case virt.Resumed:
+		// Older versions of libvirt announce a shutdown of which they make a reboot.
+		p.announced.Store(false)
+	case virt.Rebooted:
+		p.announced.Store(false)
+		p.async(p.checkLayout)
+	case virt.Stopped:
+		p.post(goneOf(e.Detail))
+		return true
+	}
+	return false
 }
 
 // compareDevices begins a new session when the guest is not the one any more
