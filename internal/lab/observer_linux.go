@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -110,7 +111,9 @@ func NewObserver(l *Lab, note time.Duration) (*Observer, error) {
 // bridge of their own on the same switch: a guest's whole memory, in a second, is more
 // than the observer has room for, and what guests say would be lost among it.
 func notReplication() *unix.SockFprog {
-	const etherType, source, prefix, net = 12, 26, 0xffffff00, 10<<24 | 77<<16 // ReplicationA's and B's
+	const etherType, source, prefix = 12, 26, 0xffffff00
+	a := netip.MustParseAddr(ReplicationA).As4()
+	net := binary.BigEndian.Uint32(a[:]) & prefix
 	code := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: etherType},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IP, Jf: 3},

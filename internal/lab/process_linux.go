@@ -134,6 +134,15 @@ func (s *Service) Process() *Process {
 	return s.proc
 }
 
+// Pid is the running process's id, as seen from outside the host.
+func (s *Service) Pid() (int, error) {
+	p := s.Process()
+	if p == nil {
+		return 0, fmt.Errorf("lab: %s of %s does not run any more; its log is %s", s.name, s.host.Name, s.LogPath())
+	}
+	return p.Pid(), nil
+}
+
 // Kill ends the service with SIGKILL and waits until it is gone. It does
 // nothing when the service is not running.
 func (s *Service) Kill() error { return s.end(syscall.SIGKILL) }

@@ -270,8 +270,8 @@ func (p *pair) showLogs() {
 	for _, h := range p.Hosts() {
 		list, err := h.Virsh(ctx, "list", "--all")
 		p.t.Logf("domains of %s (%v):\n%s", h.Name, err, list)
-		for _, name := range strings.Fields(must(h.Virsh(ctx, "list", "--all", "--name"))) {
-			p.t.Logf("%s is %s", name, must(h.Virsh(ctx, "domstate", "--reason", name)))
+		for _, name := range strings.Fields(said(h.Virsh(ctx, "list", "--all", "--name"))) {
+			p.t.Logf("%s is %s", name, said(h.Virsh(ctx, "domstate", "--reason", name)))
 		}
 		logs, _ := h.Root("/var/log/libvirt/qemu")
 		files, _ := filepath.Glob(filepath.Join(logs, "*.log"))
@@ -289,8 +289,8 @@ func (p *pair) showLogs() {
 	}
 }
 
-// must is for what is only shown.
-func must(text string, err error) string {
+// said is what a command has to say, be it an error: for what is only shown.
+func said(text string, err error) string {
 	if err != nil {
 		return err.Error()
 	}

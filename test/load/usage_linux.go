@@ -46,19 +46,19 @@ func (b *bench) usage(ctx context.Context) (u usage, err error) {
 
 // cpuTime is what a service has had of the processors.
 func cpuTime(s *lab.Service) (time.Duration, error) {
-	p := s.Process()
-	if p == nil {
-		return 0, fmt.Errorf("it does not run any more; its log is %s", s.LogPath())
+	pid, err := s.Pid()
+	if err != nil {
+		return 0, err
 	}
-	return tool.CPUTime(p.Pid())
+	return tool.CPUTime(pid)
 }
 
 func procFile(s *lab.Service, name string) ([]byte, error) {
-	p := s.Process()
-	if p == nil {
-		return nil, fmt.Errorf("it does not run any more; its log is %s", s.LogPath())
+	pid, err := s.Pid()
+	if err != nil {
+		return nil, err
 	}
-	return os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.Pid(), name))
+	return os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
 }
 
 // memory reads how much the daemons have resident.

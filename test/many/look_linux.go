@@ -21,11 +21,11 @@ type usage struct {
 // look notes what the daemons of hosts take at a moment with a name.
 func (c *crowd) look(when string, hosts ...*lab.Host) error {
 	for _, h := range hosts {
-		p := h.Daemon.Process()
-		if p == nil {
-			return fmt.Errorf("the daemon of %s ended", h.Name)
+		pid, err := h.Daemon.Pid()
+		if err != nil {
+			return err
 		}
-		u, err := usageOf(p.Pid())
+		u, err := usageOf(pid)
 		if err != nil {
 			return err
 		}
@@ -94,11 +94,11 @@ func usageOf(pid int) (usage, error) {
 func (c *crowd) shares(ctx context.Context, when string) error {
 	pids := map[string][]int{}
 	for who, s := range map[string]*lab.Service{"daemon_a": c.lab.A.Daemon, "daemon_b": c.lab.B.Daemon, "libvirtd_a": c.lab.A.Libvirtd} {
-		p := s.Process()
-		if p == nil {
-			return fmt.Errorf("%s ended", who)
+		pid, err := s.Pid()
+		if err != nil {
+			return err
 		}
-		pids[who] = []int{p.Pid()}
+		pids[who] = []int{pid}
 	}
 	for _, g := range c.guests {
 		pid, err := c.lab.A.QEMU(g.Name)
