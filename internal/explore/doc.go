@@ -57,8 +57,8 @@
 //     sent is read, as after a reset.
 //
 // Not modelled, beside time: frozen hosts other than as silence, roles that are
-// swapped back, a guest that is started anew while a marker stands, and faults
-// of the guest once it runs on B.
+// swapped back, and a guest that is started anew while a marker stands, or
+// after it ended on B.
 //
 // The bounds (Config) are on faults, operations, sessions and epochs; a world
 // that would need more of the last two is counted (Result.Bounded) and left.

@@ -87,6 +87,9 @@ func (x *explorer) faults(w *world) {
 	x.fault(w, w.b.standby == waiting || w.b.standby == loaded, "the standby dies", func(n *world) {
 		n.b.standby, n.b.died = absent, n.b.up
 	})
+	x.fault(w, w.b.standby == running, "the guest ends on B", func(n *world) {
+		n.b.standby, n.b.died = absent, n.b.up && n.b.m != 0
+	})
 	x.fault(w, w.a.capture.epoch != 0 && w.a.capture.answer == pending, "the capture fails", func(n *world) { n.spoil(failed) })
 	x.fault(w, w.a.capture.epoch != 0 && w.a.capture.answer == pending, "the capture session breaks", func(n *world) { n.spoil(unusable) })
 }
@@ -135,6 +138,14 @@ func (x *explorer) operations(w *world) {
 	if w.b.m != 0 {
 		x.operation(w, "virt-ft activate on B", false, ftengine.OperatorActivate{})
 		x.operation(w, "virt-ft activate --force on B", false, ftengine.OperatorActivate{Force: true})
+	}
+	if w.b.m != 0 && w.b.sess == 0 && x.stateB(w) == ftengine.BackupActive {
+		n := *w
+		n.ops++
+		n.mustRun = false
+		x.begin(step{what: "virt-ft unprotect on B"})
+		n.b.leave()
+		x.emit(&n, step{what: "virt-ft unprotect on B", fault: true})
 	}
 	if w.a.guest == running {
 		n := *w

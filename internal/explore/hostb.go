@@ -81,7 +81,8 @@ func (x *explorer) doB(w *world, act ftengine.Action) {
 	}
 	switch act := act.(type) {
 	case ftengine.Persist:
-		b.gen, b.phase, b.ran = uint8(act.Generation), x.phase(act.Phase), act.Phase == "active"
+		b.gen, b.phase = uint8(act.Generation), x.phase(act.Phase)
+		_, b.ran = x.backups.get(b.m).Holds()
 	case ftengine.MakeStandby:
 		x.queueWork(w, workMake|work(b.sess))
 	case ftengine.RemakeStandby:
@@ -323,8 +324,8 @@ func (b *hostB) busyForNobody() bool { return b.m == 0 && (b.n > 0 || b.resumed 
 // the guest ran here, or that it may ask again.
 func (x *explorer) admits(w *world) (session bool, holds uint8) {
 	b, gen := &w.b, x.primaries.get(w.a.m).Generation()
-	if b.ran && ftengine.Generation(b.gen) >= gen {
-		return false, b.gen
+	if (b.m == 0 || x.stateB(w) == ftengine.BackupWaiting) && b.ran && ftengine.Generation(b.gen) > gen && !x.bug(forgetRan) {
+		return false, b.gen // nobody watches over it here any more, but that copy is of the past
 	}
 	if b.m == 0 {
 		return b.withdraws == 0 && !b.busyForNobody(), 0 // the right has to be back first
@@ -334,6 +335,12 @@ func (x *explorer) admits(w *world) (session bool, holds uint8) {
 		return false, uint8(held)
 	}
 	return m.Accepts(gen), 0
+}
+
+// leave ends the machine of a guest that runs here, which goes on unprotected.
+func (b *hostB) leave() {
+	b.m, b.retry, b.died, b.claim, b.confirm = 0, false, false, request{}, request{}
+	b.phase, b.ran = phaseEnded, true
 }
 
 // killB ends B's daemon: what it held in memory is lost, its standby is not.
@@ -361,7 +368,9 @@ func (x *explorer) restartB(w *world) []ftengine.Action {
 		w.wentOn = false // see RestoreBackup: what ran here for a moment is known to nobody
 	}
 	if b.phase == noPhase || b.phase == phaseEnded {
-		b.destroy()
+		if b.standby != running { // that one is unprotected
+			b.destroy()
+		}
 		return nil
 	}
 	m, acts := ftengine.RestoreBackup(ftengine.Generation(b.gen), x.words[b.phase], found, x.cfg.limits())

@@ -29,6 +29,8 @@ func TestPlanted(t *testing.T) {
 		{"B drops what it holds when it loses A", dropOnLoss, 1, 0, 1, "that users can live with"},
 		{"a gate is not sealed before the backup is told", unsealed, 1, 0, 1, "outputs of A leave after the guest went on on B"},
 		{"the last epoch of a guest that was shut down is taken for any other", finalForgotten, 1, 1, 1, "a guest that was shut down runs again"},
+		{"B forgets that the guest ran there", forgetRan, 1, 1, 1, "A's copy is heard after the guest went on on B"},
+		{"B forgets that the guest ran there, and ended", forgetRan, 2, 0, 1, "A's copy is heard after the guest went on on B"},
 		{"both sides win", bothWin, 1, 0, 1, "the world heard"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -18,6 +18,7 @@ const (
 	dropOnLoss
 	unsealed
 	finalForgotten
+	forgetRan
 )
 
 func (x *explorer) bug(b bug) bool { return x.cfg.plant == b }

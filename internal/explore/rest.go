@@ -66,7 +66,7 @@ func (x *explorer) rests(w *world) bool {
 	case bst == ftengine.BackupClaiming || bst == ftengine.BackupActivating:
 		return false
 	case onB:
-		return b.up && bst == ftengine.BackupActive
+		return b.m == 0 && b.phase == phaseEnded || b.up && bst == ftengine.BackupActive
 	case onA:
 		protected := pst == ftengine.PrimaryProtected && bst == ftengine.BackupStandby
 		return a.gate == passing || protected && a.sess != 0 && a.sess == b.sess && !w.cut

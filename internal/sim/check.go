@@ -210,7 +210,7 @@ func (w *World) unrest() string {
 		return "A is protected, B does not stand by"
 	case b.m != nil && b.m.State() == ftengine.BackupActive && !b.runs():
 		return "B is active without a guest"
-	case b.runs() && b.m == nil:
+	case b.runs() && b.m == nil && b.marker.phase != "ended":
 		return "a guest runs on B that nobody knows of"
 	case b.m != nil && b.m.State() == ftengine.BackupOrphaned && !a.guestUp && !w.operator:
 		return "the last copy waits for an operator"

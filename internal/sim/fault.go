@@ -37,13 +37,14 @@ const (
 	FreezeDaemonA
 	FreezeHostA
 	HandOver
+	UnprotectB
 	kinds
 )
 
 var kindNames = [kinds]string{"CutLink", "ResetLink", "KillDaemonA", "KillDaemonB", "LoseHostA", "LoseHostB", "GuestCrash",
 	"GuestShutdown", "StandbyDeath", "CaptureFails", "CaptureFatal", "ArbiterDown", "ArbiterDownA", "ArbiterDownB", "RehearsalFails",
 	"MakeFails", "LoadFails", "CommitFails", "Unprotect", "Activate", "ActivateForce", "ActivateA",
-	"FreezeDaemonA", "FreezeHostA", "HandOver"}
+	"FreezeDaemonA", "FreezeHostA", "HandOver", "UnprotectB"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -170,6 +171,8 @@ func (w *World) inflict(k Kind) (undo func()) {
 	case HandOver: // a person's word for B, as the only arbiter
 		a.grants = a.grants || w.person == nobody
 		w.decide(forB, a.swap)
+	case UnprotectB:
+		b.leave()
 	case FreezeDaemonA:
 		return a.freeze(false)
 	case FreezeHostA:

@@ -104,12 +104,22 @@ func (b *hostB) restart() {
 	}
 	b.w.logf("B: daemon starts, marker %v, standby %v", b.marker, found)
 	if b.marker.phase == "" || b.marker.phase == "ended" {
-		b.destroy()
+		if !b.runs() { // that one is unprotected
+			b.destroy()
+		}
 		return
 	}
 	m, acts := ftengine.RestoreBackup(b.marker.gen, b.marker.phase, found, b.w.limits)
 	b.m = m
 	b.perform(acts)
+}
+
+// leave is an operator ending the protection of a guest that runs here, which goes on.
+func (b *hostB) leave() {
+	if b.up && b.m != nil && b.sess == nil && b.m.State() == ftengine.BackupActive {
+		b.m, b.inbox = nil, nil
+		b.marker.phase, b.marker.ran = "ended", true
+	}
 }
 
 func (b *hostB) kill(silently bool) {
@@ -165,7 +175,7 @@ func (b *hostB) perform(acts []ftengine.Action) {
 	life := b.life
 	for _, act := range acts {
 		b.w.step("B    %T%v  [%v]", act, act, b.m.State())
-		if life != b.life {
+		if life != b.life || b.m == nil {
 			return
 		}
 		b.do(act)
@@ -188,8 +198,8 @@ func (b *hostB) answer(d time.Duration, e ftengine.Event) {
 // admit answers a primary that dials: a session, or the generation under
 // which the guest ran here, or that it may ask again.
 func (b *hostB) admit(gen ftengine.Generation) (s *session, holds ftengine.Generation, again bool) {
-	if b.marker.ran && b.marker.gen >= gen {
-		return nil, b.marker.gen, false
+	if (b.m == nil || b.m.State() == ftengine.BackupWaiting) && b.marker.ran && b.marker.gen > gen {
+		return nil, b.marker.gen, false // nobody watches over it here any more, but that copy is of the past
 	}
 	if b.m != nil {
 		held, ran := b.m.Holds()

@@ -7,7 +7,8 @@ func nothing() {}
 func (b *hostB) do(act ftengine.Action) {
 	switch act := act.(type) {
 	case ftengine.Persist:
-		b.marker.gen, b.marker.phase, b.marker.ran = act.Generation, act.Phase, act.Phase == "active"
+		b.marker.gen, b.marker.phase = act.Generation, act.Phase
+		_, b.marker.ran = b.m.Holds()
 	case ftengine.MakeStandby:
 		b.makeStandby(false)
 	case ftengine.RemakeStandby:
