@@ -40,7 +40,6 @@ type backup struct {
 	// Owned by the work goroutine.
 	setup    *replica.Setup
 	standby  *virt.Standby
-	loaded   bool               // it holds the whole checkpoint, without us
 	img      *image             // changed under imgMu, which readers of the first epoch hold while they write into it
 	device   []byte             // device state of the last committed epoch
 	clock    replica.GuestClock // what is known of its clock
@@ -54,6 +53,7 @@ type backup struct {
 	runsOn    atomic.Pointer[backupDisks] // what was the copy, and the guest runs on now
 	kept      *kept
 	destroys  atomic.Int64  // how often the standby's end was asked for
+	loaded    atomic.Bool   // the standby holds the whole checkpoint, without us
 	closed    atomic.Bool   // no session may begin: a claim is under way
 	applied   atomic.Uint64 // the last epoch that is in the standby's memory
 
@@ -123,7 +123,7 @@ func (b *backup) drainWork() {
 		case f := <-b.work:
 			f()
 		default:
-			if b.standby != nil && !b.active() && !b.loaded { // that one the next daemon goes on with
+			if b.standby != nil && !b.active() && !b.loaded.Load() { // that one the next daemon goes on with
 				b.destroyStandby() // nobody could feed it any more
 			}
 			b.closeImage()
@@ -323,6 +323,12 @@ func (b *backup) active() bool {
 	b.holdMu.Lock()
 	defer b.holdMu.Unlock()
 	return b.runs
+}
+
+// takesOver tells whether the guest is on its way to go on here.
+func (b *backup) takesOver() bool {
+	s := b.stateNow()
+	return s == ftengine.BackupClaiming.String() || s == ftengine.BackupActivating.String()
 }
 
 // idle tells whether there is neither a standby nor a primary.

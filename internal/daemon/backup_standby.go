@@ -99,8 +99,6 @@ func (b *backup) isRehearsal(dom *virt.Domain) bool {
 // change may alter its XML; stray tells which leftovers may be destroyed for it.
 // While libvirtd is away and somebody still wants the standby, it tries on.
 func (b *backup) newStandby(wanted func() bool, stray func(*virt.Domain) bool, change func(string) (string, error)) (*virt.Standby, *image, error) {
-	ctx, cancel := context.WithTimeout(b.ctx, standbyTimeout)
-	defer cancel()
 	b.mu.Lock()
 	opts := virt.StandbyOptions{Protection: b.mark.Protection, Generation: b.mark.Generation, PrimaryHost: b.mark.PeerName, LiveXML: b.setup.LiveXML, Disks: b.disks.Load().standbyDisks()}
 	b.mu.Unlock()
@@ -111,33 +109,36 @@ func (b *backup) newStandby(wanted func() bool, stray func(*virt.Domain) bool, c
 	if err != nil {
 		return nil, nil, err
 	}
-	for tries := 1; ; {
+	told := ""
+	for tries, end := 1, time.Now().Add(standbyTimeout); ; {
+		ctx, cancel := context.WithDeadline(b.ctx, end)
 		st, img, err := b.tryStandby(ctx, xml)
+		again := err != nil && ctx.Err() == nil && wanted()
 		switch {
-		case err == nil:
-			return st, img, nil
 		case errors.Is(err, virt.ErrActive):
 			// Ours, perhaps, of a call whose end we did not see.
-			if !b.endStray(ctx, stray) {
-				return nil, nil, err
-			}
+			again = again && b.endStray(ctx, stray)
 		case errors.Is(err, virt.ErrDisconnected):
-		case tries >= standbyTriesMax:
-			return nil, nil, err
+			end = time.Now().Add(standbyTimeout) // begins when libvirtd is back
 		default:
 			tries++
+			again = again && tries <= standbyTriesMax
 		}
-		if ctx.Err() != nil || !wanted() {
-			return nil, nil, err
+		cancel()
+		if !again {
+			return st, img, err
 		}
-		b.log.Warn("the standby could not be made; trying again", "err", err)
-		afterOrDone(ctx, awayPoll)
+		if now := err.Error(); now != told {
+			b.log.Warn("the standby could not be made; trying on", "err", err)
+			told = now
+		}
+		afterOrDone(b.ctx, awayPoll)
 	}
 }
 
 func (b *backup) tryStandby(ctx context.Context, xml string) (*virt.Standby, *image, error) {
 	leave := func() {}
-	if s := b.stateNow(); s != ftengine.BackupClaiming.String() && s != ftengine.BackupActivating.String() { // those wait for nobody
+	if !b.takesOver() { // who does waits for nobody
 		var err error
 		if leave, err = b.d.starts.enter(ctx); err != nil {
 			return nil, nil, err
@@ -195,7 +196,8 @@ func (b *backup) mapStandby(ctx context.Context, st *virt.Standby) (*image, erro
 func (b *backup) endStandby() {
 	if b.standby != nil {
 		b.end(b.standby)
-		b.standby, b.loaded = nil, false
+		b.standby = nil
+		b.loaded.Store(false)
 	}
 }
 
@@ -355,119 +357,12 @@ func (b *backup) rehearseOnce(wanted func() bool) error {
 	if err := img.streamAll(); err != nil {
 		return err
 	}
-	return b.finishLoad(st, img, b.device)
-}
-
-func (b *backup) finishLoad(st *virt.Standby, img *image, device []byte) error {
-	ctx, cancel := context.WithTimeout(b.ctx, loadTimeout)
+	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
 	defer cancel()
-	if err := st.Incoming.SetDeadline(time.Now().Add(loadTimeout)); err != nil {
-		return err
-	}
 	if err := st.StayPaused(ctx); err != nil {
 		return err
 	}
-	if err := img.in.Finish(device); err != nil {
-		return err
-	}
-	if err := st.Incoming.Close(); err != nil {
-		return err
-	}
-	return st.WaitLoaded(ctx)
-}
-
-// load gives the standby its device state: from here on it is a guest.
-func (b *backup) load() {
-	err := errors.New("the standby is gone")
-	if b.standby != nil && b.img != nil && b.img.in != nil && b.device != nil {
-		// QEMU reads its disks from here on, and owns them when it runs.
-		noted := b.noteRuns()
-		if err = b.settleDisks(b.ctx); err == nil {
-			err = b.loadStandby()
-		}
-		if nerr := <-noted; nerr != nil {
-			b.log.Error("the record of the guest's disks could not be written: do not protect the guest to this host before it is mended", "err", nerr)
-		}
-	}
-	if b.loaded = err == nil; !b.loaded {
-		b.log.Error("the standby does not load", "err", err)
-	}
-	b.post(ftengine.LoadDone{Err: text(err)})
-}
-
-// loadStandby gives the standby its device state, with its clocks set forward.
-func (b *backup) loadStandby() error {
-	pid, err := b.standby.PID()
-	if err != nil {
-		return err
-	}
-	b.takeover.close()
-	prepared := b.prepareClock(pid)
-	err = b.finishLoad(b.standby, b.img, b.setClocks(b.device, b.clock))
-	b.takeover.prepared = b.await(prepared)
-	return err
-}
-
-func (b *backup) resume() {
-	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
-	defer cancel()
-	err := b.resumeAgain(b.resumeStandby(ctx))
-	if err == nil {
-		b.mu.Lock()
-		b.failover = time.Since(b.started)
-		b.mu.Unlock()
-		b.log.Info("the guest runs here", "after", b.failover)
-		b.answerOperator(nil)
-		b.replayInputs()
-		st := b.standby
-		b.async(func() { b.announce(st); b.tidyActive() })
-		go b.d.reprotect(b)
-	}
-	b.post(ftengine.ResumeDone{Err: text(err)})
-}
-
-// resumeAgain tries on while libvirtd is away: the other copy is being ended, so this
-// one is the guest. err is what came of the first try.
-func (b *backup) resumeAgain(err error) error {
-	for errors.Is(err, virt.ErrDisconnected) || errors.Is(err, virt.ErrOutcomeUnknown) {
-		pid, perr := b.standby.PID()
-		if b.ctx.Err() != nil || perr == nil && processGone(pid) {
-			return err // the next daemon finds it loaded; or it ended
-		}
-		b.log.Warn("the guest is not resumed yet; trying on", "err", err)
-		afterOrDone(b.ctx, awayPoll)
-		err = b.tryResume()
-	}
-	return err
-}
-
-func (b *backup) tryResume() error {
-	ctx, cancel := context.WithTimeout(b.ctx, guestCallTimeout)
-	defer cancel()
-	status, err := queryStatus(ctx, b.standby.Domain)
-	if err == nil && status != "running" {
-		err = b.standby.Resume(ctx)
-	}
-	return err
-}
-
-// tidyActive makes an ordinary domain of what was a standby, after the guest runs.
-func (b *backup) tidyActive() {
-	b.later(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(b.ctx), guestCallTimeout)
-		defer cancel()
-		if b.standby != nil {
-			if err := b.standby.ClearNote(ctx); err != nil {
-				b.log.Warn("the standby's note stays in the domain's metadata", "err", err)
-			}
-			clearStale(ctx, b.log, b.standby.Domain)
-		}
-		if b.img != nil {
-			b.closeImage() // QEMU holds the memory itself
-		}
-		b.closeGate()
-		b.keepDisks()
-	})
+	return b.finishLoad(st, img, b.device)
 }
 
 func text(err error) string {

@@ -12,9 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,11 +91,16 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	return &Daemon{watch: watch.New(), memory: hostmem.New(hostmem.Options{}), starts: newTurns(), rehearsals: newTurns(), cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, lostOnes: map[string]bool{}, starting: map[string]int{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
-// Run serves until ctx ends; it tells systemd when commands are answered. Guests go on running when Run returns: a protected one without
-// protection, until a daemon finds its marker.
+// takeOverStopMax bounds how long a daemon that is to stop waits for take-overs. It is
+// less than the unit's TimeoutStopSec.
+const takeOverStopMax = 20 * time.Second
+
+// Run serves until ctx ends, and the take-overs that are under way; it tells systemd when commands are answered. Guests go on running
+// when Run returns: a protected one without protection, until a daemon finds its marker.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.ctx, d.cancel = context.WithCancel(ctx)
+	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.cancel()
+	defer context.AfterFunc(ctx, d.windDown)()
 	if err := beNice(d.cfg.Nice); err != nil {
 		d.log.Warn("this daemon runs as slowly as others: set nice = 0, or give it CAP_SYS_NICE", "err", err)
 	}
@@ -157,6 +164,38 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.stopAll()
 	d.closeAllArbiters()
 	return err
+}
+
+// windDown ends the daemon, but first waits for guests that are on their way to go on
+// here: until a standby holds one, what this process holds of it is all that there is.
+func (d *Daemon) windDown() {
+	defer d.cancel()
+	ctx, cancel := context.WithTimeout(d.ctx, takeOverStopMax)
+	defer cancel()
+	for told := false; ctx.Err() == nil; told = true {
+		names := d.takeOvers()
+		if len(names) == 0 {
+			return
+		}
+		if !told {
+			d.log.Warn("this daemon stops when their standbys hold them", "domains", names, "atMost", takeOverStopMax)
+		}
+		afterOrDone(ctx, awayPoll)
+	}
+}
+
+// takeOvers are the names of the guests that this host is taking over, and that the
+// next daemon could not go on with.
+func (d *Daemon) takeOvers() (names []string) {
+	d.mu.Lock()
+	backups := slices.Collect(maps.Values(d.backups))
+	d.mu.Unlock()
+	for _, b := range backups {
+		if b.takesOver() && !b.loaded.Load() {
+			names = append(names, b.name)
+		}
+	}
+	return names
 }
 
 func (d *Daemon) stopAll() {
