@@ -231,23 +231,25 @@ func TestSourceConnectionDies(t *testing.T) {
 }
 
 func TestSourceShipFails(t *testing.T) {
-	told := make(chan error, 1)
-	s := NewSource([]Disk{{"vda", 1 << 30}}, SourceOptions{Broken: func(err error) { told <- err }})
-	s.Begin(t.Context(), func(_ context.Context, ws []Write) error {
-		freeAll(ws)
-		return syscall.EPIPE
+	synctest.Test(t, func(t *testing.T) {
+		told := make(chan error, 1)
+		s := NewSource([]Disk{{"vda", 1 << 30}}, SourceOptions{Broken: func(err error) { told <- err }})
+		s.Begin(t.Context(), func(_ context.Context, ws []Write) error {
+			freeAll(ws)
+			return syscall.EPIPE
+		})
+		var pool lender
+		write(t, &pool, s.Backend(0), 0, page) // too little to be shipped before the cut
+		s.Cut()
+		if _, err := s.Shipped(t.Context()); !errors.Is(err, syscall.EPIPE) {
+			t.Error(err)
+		}
+		if err := <-told; !errors.Is(err, syscall.EPIPE) || !errors.Is(s.Whole(), syscall.EPIPE) {
+			t.Error(err)
+		}
+		s.End()
+		pool.check(t)
 	})
-	var pool lender
-	write(t, &pool, s.Backend(0), 0, page)
-	if err := <-told; !errors.Is(err, syscall.EPIPE) || !errors.Is(s.Whole(), syscall.EPIPE) {
-		t.Error(err)
-	}
-	s.Cut()
-	if _, err := s.Shipped(t.Context()); !errors.Is(err, syscall.EPIPE) {
-		t.Error(err)
-	}
-	s.End()
-	pool.check(t)
 }
 
 func TestSourceCutAllocatesNothing(t *testing.T) {
