@@ -256,7 +256,8 @@ type cutVerdict struct {
 // judgeCut opens what a power cut left and compares it to the states.
 func judgeCut(t *testing.T, o TargetOptions, ops []did, states [][32]byte) (v cutVerdict) {
 	t.Helper()
-	last, acked, begun, settling, settled, guestSynced := -1, -1, -1, false, false, false
+	last, acked, begun, settling, settled := -1, -1, -1, false, false
+	guestWrote, guestSyncs, guestSynced := false, false, false
 	for _, d := range ops {
 		last, begun = max(last, d.ends-1), max(begun, d.begins-1)
 		if d.acked {
@@ -264,7 +265,11 @@ func judgeCut(t *testing.T, o TargetOptions, ops []did, states [][32]byte) (v cu
 		}
 		settling = settling || d.settling
 		settled = settled || d.settled
-		guestSynced = guestSynced || settled && d.kind == opSynced && d.path == o.Paths[0]
+		if d.path == o.Paths[0] { // a sync of ours that began before the guest's write may end after it
+			guestWrote = guestWrote || settled && d.kind == opWrite
+			guestSyncs = guestSyncs || guestWrote && d.kind == opSync
+			guestSynced = guestSynced || guestSyncs && d.kind == opSynced
+		}
 	}
 	target := mustOpen(t, o)
 	whole := target.Whole()
