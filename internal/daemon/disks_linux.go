@@ -75,7 +75,7 @@ func (p *primary) openDisks(l *link, live string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.endCopies(l.ctx, live, all); err != nil {
+	if err := p.endCopies(l.ctx, live); err != nil {
 		return err
 	}
 	d := &disks{l: l, asks: make(chan chan error, 1), done: make(chan struct{})}

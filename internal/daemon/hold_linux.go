@@ -197,39 +197,27 @@ func (d *disks) endMirrors(ctx context.Context) {
 
 // endCopies ends mirrors into servers of ours that are of no use any more, and those
 // that libvirt has lost sight of: it was killed, or had given up, while they began.
-func (p *primary) endCopies(ctx context.Context, live string, all []virt.Disk) error {
-	copies, err := virt.Copies(live)
+func (p *primary) endCopies(ctx context.Context, live string) error {
+	mine, bare, err := virt.SplitCopies(live, func(c virt.Copy) bool { return strings.HasPrefix(c.Socket, p.d.nbdDir()+"/") })
 	if err != nil {
 		return err
 	}
-	known, ours, whole := map[string]bool{}, []string(nil), true
-	for _, c := range copies {
-		known[c.Target] = true
-		if strings.HasPrefix(c.Socket, p.d.nbdDir()+"/") {
-			ours, whole = append(ours, c.Target), whole && c.Ready == "yes"
-		}
-	}
-	var unknown []string
-	for _, disk := range all {
-		if !known[disk.Target] {
-			unknown = append(unknown, disk.Target)
-		}
-	}
-	strays, err := p.dom.CopyJobs(ctx, unknown)
+	whole := !slices.ContainsFunc(mine, func(c virt.Copy) bool { return c.Ready != "yes" })
+	strays, err := p.dom.CopyJobs(ctx, bare)
 	if err != nil {
 		return err
 	}
 	end := func(ctx context.Context) error {
-		for _, target := range ours {
-			if err := p.dom.AbortCopy(ctx, target); err != nil {
-				return fmt.Errorf("disk %s: an earlier mirror does not end: %w", target, err)
+		for _, c := range mine {
+			if err := p.dom.AbortCopy(ctx, c.Target); err != nil {
+				return fmt.Errorf("disk %s: an earlier mirror does not end: %w", c.Target, err)
 			}
 		}
 		if len(strays) == 0 {
 			return nil
 		}
 		p.log.Warn("copies that libvirt does not know of are ended", "jobs", slices.Collect(maps.Keys(strays)))
-		return p.dom.EndStrayCopies(ctx, unknown)
+		return p.dom.EndStrayCopies(ctx, bare)
 	}
 	if whole && len(strays) == 0 {
 		return end(ctx)

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,8 @@ func copyXML(socket, export string) (string, error) {
 		`<source protocol='nbd' name='%s'><host transport='unix' socket='%s'/></source></disk>`, escape(export), escape(socket)), nil
 }
 
-// CopyBegun reports whether a copy that StartCopy began is so far that the guest may write again; also when it is over.
+// CopyBegun reports whether a copy that StartCopy began is so far that the guest may go on; also when it is over, but not
+// while it ends.
 func (d *Domain) CopyBegun(ctx context.Context, target string) (bool, error) {
 	raw, err := d.QMP(ctx, "query-block-jobs", nil)
 	if err != nil {
@@ -85,6 +87,10 @@ func (d *Domain) CopyBegun(ctx context.Context, target string) (bool, error) {
 	return copyBegun(raw, target)
 }
 
+// endingJobs are the states of a job that is not over and has nothing more to do. A domain that goes on in such a moment
+// gives a disk with an iothread back to that thread, and QEMU 7.2 (job_set_aio_context) does not bear that.
+var endingJobs = []string{"waiting", "pending", "aborting", "concluded", "null"}
+
 // copyBegun reads the answer to query-block-jobs. The length of a mirror job is known when all of it is set up; one
 // with nothing to copy is ready instead.
 func copyBegun(raw []byte, target string) (bool, error) {
@@ -92,13 +98,14 @@ func copyBegun(raw []byte, target string) (bool, error) {
 		Device string `json:"device"` // the job's name, "copy-vda-libvirt-2-format"
 		Len    int64  `json:"len"`
 		Ready  bool   `json:"ready"`
+		Status string `json:"status"`
 	}
 	if err := json.Unmarshal(raw, &jobs); err != nil {
 		return false, fmt.Errorf("query-block-jobs: %w", err)
 	}
 	for _, j := range jobs {
 		if strings.HasPrefix(j.Device, "copy-"+target+"-") {
-			return j.Len > 0 || j.Ready, nil
+			return (j.Len > 0 || j.Ready) && !slices.Contains(endingJobs, j.Status), nil
 		}
 	}
 	return true, nil
@@ -174,6 +181,25 @@ func (d *Domain) EndStrayCopies(ctx context.Context, targets []string) error {
 			}
 		}
 	}
+}
+
+// EndOrphans ends the copies that StartCopy began, all of them, when the process that has their servers is dead: those
+// that libvirt knows of, and the strays. The guest must be suspended.
+func (d *Domain) EndOrphans(ctx context.Context) error {
+	live, err := d.LiveXML(ctx)
+	if err != nil {
+		return err
+	}
+	mine, bare, err := SplitCopies(live, Copy.Ours)
+	if err != nil {
+		return err
+	}
+	for _, c := range mine {
+		if err := d.AbortCopy(ctx, c.Target); err != nil {
+			return err
+		}
+	}
+	return d.EndStrayCopies(ctx, bare)
 }
 
 // afterPoll waits abortPoll, or until ctx ends, which the next call notices.

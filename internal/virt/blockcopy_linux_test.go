@@ -130,12 +130,12 @@ func TestCopy(t *testing.T) {
 		testServerDies(t, ctx, dom, disks[3], events)
 		testAbortNothing(t, ctx, c, dom, disks)
 		testStrayCopy(t, ctx, dom, disks[0], events)
+		testOrphans(t, ctx, dom, disks)
 	})
 }
 
-// testStrayCopy has QEMU copy a disk behind libvirt's back, under the name that libvirt
-// would give the job: libvirt then cannot begin a copy, nor end that one.
-func testStrayCopy(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, events <-chan Event) {
+// stray has QEMU copy a disk behind libvirt's back, under the name that libvirt would give the job.
+func stray(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, node string) {
 	t.Helper()
 	raw, err := dom.QMP(ctx, "query-block", nil)
 	if err != nil {
@@ -150,26 +150,32 @@ func testStrayCopy(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, 
 	if err := json.Unmarshal(raw, &blocks); err != nil {
 		t.Fatal(err)
 	}
-	node := ""
+	disk := ""
 	for _, b := range blocks {
 		if strings.Contains(b.Inserted.File, d.source) {
-			node = b.Inserted.Node
+			disk = b.Inserted.Node
 		}
 	}
-	if node == "" {
+	if disk == "" {
 		t.Fatalf("no node of %s in %s", d.source, raw)
 	}
 	for _, c := range []struct {
 		command string
 		args    map[string]any
 	}{
-		{"blockdev-add", map[string]any{"driver": "null-co", "node-name": "stray", "size": imageBytes}},
-		{"blockdev-mirror", map[string]any{"job-id": "copy-" + d.target + "-libvirt-99-format", "device": node, "target": "stray", "sync": "full", "auto-dismiss": false}},
+		{"blockdev-add", map[string]any{"driver": "null-co", "node-name": node, "size": imageBytes}},
+		{"blockdev-mirror", map[string]any{"job-id": "copy-" + d.target + "-libvirt-99-format", "device": disk, "target": node, "sync": "full", "auto-dismiss": false}},
 	} {
 		if _, err := dom.QMP(ctx, c.command, c.args); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// testStrayCopy: beside a stray, libvirt cannot begin a copy, nor end the stray.
+func testStrayCopy(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, events <-chan Event) {
+	t.Helper()
+	stray(t, ctx, dom, d, "stray")
 	if err := dom.StartCopy(ctx, d.target, d.socket, d.target); err == nil || !strings.Contains(err.Error(), "root block node") {
 		t.Errorf("a copy beside a stray one: %v", err)
 	}
@@ -185,6 +191,31 @@ func testStrayCopy(t *testing.T, ctx context.Context, dom *Domain, d *testDisk, 
 	mustSucceed(t, "start", dom.StartCopy(ctx, d.target, d.socket, d.target))
 	awaitCopy(t, events, CopyReady, d.target)
 	mustSucceed(t, "abort", dom.AbortCopy(ctx, d.target))
+}
+
+// testOrphans: of copies that libvirt knows of, and of strays, nothing is left. One that somebody else began stays.
+func testOrphans(t *testing.T, ctx context.Context, dom *Domain, disks []*testDisk) {
+	t.Helper()
+	ours, lost, others := disks[0], disks[1], disks[2]
+	mustSucceed(t, "start", dom.StartCopy(ctx, ours.target, ours.socket, ours.target))
+	stray(t, ctx, dom, lost, "lost")
+	theirs := *others
+	theirs.target, theirs.socket, theirs.copy = "somebody", others.socket+"-theirs", others.copy+"-theirs"
+	mustSucceed(t, "image", errors.Join(os.WriteFile(theirs.copy, nil, 0o666), os.Truncate(theirs.copy, imageBytes)))
+	theirs.serve(t)
+	mustSucceed(t, "start", dom.StartCopy(ctx, others.target, theirs.socket, theirs.target))
+	mustSucceed(t, "suspend", dom.Suspend(ctx))
+	for range 2 {
+		mustSucceed(t, "end", dom.EndOrphans(ctx))
+	}
+	mustSucceed(t, "resume", dom.Resume(ctx))
+	for _, d := range []*testDisk{ours, lost, others} {
+		jobs, err := dom.CopyJobs(ctx, []string{d.target})
+		if want := map[bool]int{true: 1}[d == others]; err != nil || len(jobs) != want {
+			t.Errorf("copies of %s: %v, %v", d.target, jobs, err)
+		}
+	}
+	mustSucceed(t, "abort", dom.AbortCopy(ctx, others.target))
 }
 
 func checkLiveDisks(t *testing.T, xml string, disks []*testDisk) {

@@ -160,6 +160,24 @@ func Copies(liveXML string) ([]Copy, error) {
 	return copies, nil
 }
 
+// SplitCopies returns the block copy jobs in the live XML of a domain for which ours is true, and the disks for which
+// libvirt knows of no such job: one that QEMU has all the same is a stray. It is a pure function.
+func SplitCopies(liveXML string, ours func(Copy) bool) (mine []Copy, bare []string, err error) {
+	d, err := parseDisks(liveXML)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range d {
+		switch c, ok := copyOf(&d[i]); {
+		case ok && ours(c):
+			mine = append(mine, c)
+		case !ok:
+			bare = append(bare, targetOf(&d[i]))
+		}
+	}
+	return mine, bare, nil
+}
+
 func copyOf(x *libvirtxml.DomainDisk) (Copy, bool) {
 	m := x.Mirror
 	if m == nil || m.Job != "copy" {

@@ -31,6 +31,8 @@ const (
 	// libvirtd when its caller is dead.
 	wakeWatch = time.Second
 	wakePoll  = 20 * time.Millisecond
+	// orphansMax bounds what is done before a domain is resumed whose daemon is dead.
+	orphansMax = 3 * time.Second
 )
 
 const (
@@ -166,7 +168,7 @@ func (c *Conn) Wake(ctx context.Context, dir, uuid string) error {
 		return err
 	}
 	defer lock.Close()
-	if err := c.wake(ctx, uuid); err != nil {
+	if err := c.wake(ctx, uuid, true); err != nil {
 		return err
 	}
 	return os.Remove(path)
@@ -197,13 +199,13 @@ func lockHeld(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// wake resumes the domain until it was seen to be awake for wakeWatch.
-func (c *Conn) wake(ctx context.Context, uuid string) error {
+// wake resumes the domain until it was seen to be awake for wakeWatch. orphaned: the process that suspended it is dead.
+func (c *Conn) wake(ctx context.Context, uuid string, orphaned bool) error {
 	ctx, cancel := context.WithTimeout(ctx, wakeMax)
 	defer cancel()
 	var since time.Time
 	for {
-		st, err := c.wakeOnce(ctx, uuid)
+		st, err := c.wakeOnce(ctx, uuid, orphaned)
 		switch {
 		case errors.Is(err, ErrNoDomain), errors.Is(err, ErrNotRunning), err == nil && st == Shutoff:
 			return nil
@@ -222,7 +224,7 @@ func (c *Conn) wake(ctx context.Context, uuid string) error {
 	}
 }
 
-func (c *Conn) wakeOnce(ctx context.Context, uuid string) (Status, error) {
+func (c *Conn) wakeOnce(ctx context.Context, uuid string, orphaned bool) (Status, error) {
 	d, err := c.Lookup(ctx, uuid)
 	if err != nil {
 		return "", err
@@ -231,6 +233,14 @@ func (c *Conn) wakeOnce(ctx context.Context, uuid string) (Status, error) {
 	// Not one that stopped at an error of its storage, or panicked.
 	if err != nil || st.Status != Paused || st.Reason != "user" && st.Reason != "unknown" {
 		return st.Status, err
+	}
+	if orphaned {
+		// Copies whose server died with that process are failing now: see endingJobs.
+		brief, cancel := context.WithTimeout(ctx, orphansMax)
+		defer cancel()
+		if err := d.EndOrphans(brief); err != nil {
+			slog.Warn("copies of the domain's disks that lost their server do not end before it goes on", "domain", d.name, "err", err)
+		}
 	}
 	return Paused, d.Resume(ctx)
 }
@@ -273,8 +283,8 @@ func wakerMain(uri, file, limit string) error {
 	if _, err := unix.Write(wakerFd, []byte{wakerReady}); err != nil {
 		return errors.Join(err, os.Remove(file))
 	}
-	if awaitRelease(max) {
-		if err := c.wake(ctx, strings.TrimSpace(filepath.Base(file))); err != nil {
+	if held, dead := awaitRelease(max); held {
+		if err := c.wake(ctx, strings.TrimSpace(filepath.Base(file)), dead); err != nil {
 			return err // the file tells
 		}
 	}
@@ -284,8 +294,8 @@ func wakerMain(uri, file, limit string) error {
 	return nil
 }
 
-// awaitRelease reports whether the domain may have been left suspended.
-func awaitRelease(limit time.Duration) (held bool) {
+// awaitRelease reports whether the domain may have been left suspended, and whether by a daemon that is dead.
+func awaitRelease(limit time.Duration) (held, dead bool) {
 	var deadline time.Time
 	for {
 		timeout := -1
@@ -298,19 +308,19 @@ func awaitRelease(limit time.Duration) (held bool) {
 		case err == unix.EINTR, err == unix.EAGAIN:
 			continue
 		case err != nil || n == 0: // it takes too long
-			return held
+			return held, false
 		}
 		var b [1]byte
 		switch n, err := unix.Read(wakerFd, b[:]); {
 		case err == unix.EINTR || err == unix.EAGAIN:
-		case err != nil || n == 0: // the daemon is dead
-			return held
+		case err != nil || n == 0:
+			return held, true
 		case b[0] == wakerHold:
 			held, deadline = true, time.Now().Add(limit)
 		case b[0] == wakerRest:
 			held = false
 		default:
-			return false
+			return false, false
 		}
 	}
 }

@@ -121,6 +121,7 @@ func TestCopyBegun(t *testing.T) {
 		{"being made", `[` + other + `,{"device":"copy-vda-libvirt-3-format","len":0,"offset":0,"ready":false}]`, false},
 		{"copying", `[` + other + `,{"device":"copy-vda-libvirt-3-format","len":65536,"offset":0,"ready":false}]`, true},
 		{"nothing to copy", `[{"device":"copy-vda-libvirt-3-format","len":0,"offset":0,"ready":true}]`, true},
+		{"ending", `[{"device":"copy-vda-libvirt-3-format","len":65536,"offset":0,"ready":true,"status":"concluded"}]`, false},
 		{"over", `[` + other + `]`, true},
 		{"a longer name", `[{"device":"copy-vdaa-libvirt-3-format","len":0,"offset":0,"ready":false}]`, true},
 	} {
