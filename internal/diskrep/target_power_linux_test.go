@@ -239,7 +239,7 @@ func TestTargetPowerCut(t *testing.T) {
 					guests += c.guest
 				}
 			}
-			if judged < runs*cuts/2 || guests == 0 || durability == DurabilityMemory && older == 0 {
+			if judged < runs*cuts/4 || guests == 0 || durability == DurabilityMemory && older == 0 {
 				t.Errorf("%d judged, %d older than what had ended, %d with a guest: the test proves little", judged, older, guests)
 			}
 			t.Logf("%d power cuts: %d left an epoch's disks, %d of them older than the last that had ended; %d hit a guest that ran on the image",
