@@ -91,9 +91,14 @@ func New(cfg config.Config, log *slog.Logger) (*Daemon, error) {
 	return &Daemon{watch: watch.New(), memory: hostmem.New(hostmem.Options{}), starts: newTurns(), rehearsals: newTurns(), cfg: cfg, log: log, primaries: map[string]*primary{}, backups: map[string]*backup{}, arbiters: map[string]arbiter.Arbiter{}, opening: map[string]*opening{}, untaken: map[string]bool{}, lostOnes: map[string]bool{}, starting: map[string]int{}, tscKHz: sync.OnceValue(kvmclock.MeasureTSCkHz)}, nil
 }
 
-// takeOverStopMax bounds how long a daemon that is to stop waits for take-overs. It is
-// less than the unit's TimeoutStopSec.
-const takeOverStopMax = 20 * time.Second
+const (
+	// takeOverStopMax bounds how long a daemon that is to stop waits for take-overs. It
+	// is less than the unit's TimeoutStopSec.
+	takeOverStopMax = 20 * time.Second
+	// resumeStopMax bounds it for guests that the next daemon can go on with: it may come
+	// late, or never, and they stand still until then.
+	resumeStopMax = 5 * time.Second
+)
 
 // Run serves until ctx ends, and the take-overs that are under way; it tells systemd when commands are answered. Guests go on running
 // when Run returns: a protected one without protection, until a daemon finds its marker.
@@ -172,30 +177,36 @@ func (d *Daemon) windDown() {
 	defer d.cancel()
 	ctx, cancel := context.WithTimeout(d.ctx, takeOverStopMax)
 	defer cancel()
+	brief, cancel := context.WithTimeout(ctx, resumeStopMax)
+	defer cancel()
 	for told := false; ctx.Err() == nil; told = true {
-		names := d.takeOvers()
-		if len(names) == 0 {
+		held, all := d.takeOvers()
+		if len(all) == 0 || held == len(all) && brief.Err() != nil {
 			return
 		}
 		if !told {
-			d.log.Warn("this daemon stops when their standbys hold them", "domains", names, "atMost", takeOverStopMax)
+			d.log.Warn("this daemon stops when they run here, or a standby holds them", "domains", all, "atMost", takeOverStopMax)
 		}
 		afterOrDone(ctx, awayPoll)
 	}
 }
 
-// takeOvers are the names of the guests that this host is taking over, and that the
-// next daemon could not go on with.
-func (d *Daemon) takeOvers() (names []string) {
+// takeOvers are the names of the guests that this host is taking over, and how many of
+// them are held by a standby, so that the next daemon could go on with them.
+func (d *Daemon) takeOvers() (held int, names []string) {
 	d.mu.Lock()
 	backups := slices.Collect(maps.Values(d.backups))
 	d.mu.Unlock()
 	for _, b := range backups {
-		if b.takesOver() && !b.loaded.Load() {
-			names = append(names, b.name)
+		if !b.takesOver() {
+			continue
+		}
+		names = append(names, b.name)
+		if b.loaded.Load() {
+			held++
 		}
 	}
-	return names
+	return held, names
 }
 
 func (d *Daemon) stopAll() {
