@@ -177,11 +177,17 @@ func (d *Daemon) windDown() {
 	defer d.cancel()
 	ctx, cancel := context.WithTimeout(d.ctx, takeOverStopMax)
 	defer cancel()
-	brief, cancel := context.WithTimeout(ctx, resumeStopMax)
-	defer cancel()
+	var since time.Time // all are held
 	for told := false; ctx.Err() == nil; told = true {
 		held, all := d.takeOvers()
-		if len(all) == 0 || held == len(all) && brief.Err() != nil {
+		switch {
+		case len(all) == 0:
+			return
+		case held < len(all):
+			since = time.Time{}
+		case since.IsZero():
+			since = time.Now()
+		case time.Since(since) > resumeStopMax:
 			return
 		}
 		if !told {
