@@ -203,7 +203,7 @@ func traced(t *testing.T, o TargetOptions, seed uint64, steps int) (before map[s
 // that ended, unless it hit within a step; under memory some earlier one. Once
 // the guest runs on the image, what it synced stays.
 func TestTargetPowerCut(t *testing.T) {
-	const runs, cuts, steps = 12, 16, 60
+	const runs, cuts, steps, judgedMin = 12, 24, 60, 96
 	for _, durability := range []Durability{DurabilityMemory, DurabilityFsync} {
 		t.Run(durability.String(), func(t *testing.T) {
 			judged, older, guests := 0, 0, 0
@@ -239,7 +239,7 @@ func TestTargetPowerCut(t *testing.T) {
 					guests += c.guest
 				}
 			}
-			if judged < runs*cuts/4 || guests == 0 || durability == DurabilityMemory && older == 0 {
+			if judged < judgedMin || guests == 0 || durability == DurabilityMemory && older == 0 {
 				t.Errorf("%d judged, %d older than what had ended, %d with a guest: the test proves little", judged, older, guests)
 			}
 			t.Logf("%d power cuts: %d left an epoch's disks, %d of them older than the last that had ended; %d hit a guest that ran on the image",
