@@ -207,17 +207,16 @@ func (p *primary) endCopies(ctx context.Context, live string) error {
 	if err != nil {
 		return err
 	}
-	end := func(ctx context.Context) error {
-		for _, c := range mine {
-			if err := p.dom.AbortCopy(ctx, c.Target); err != nil {
-				return fmt.Errorf("disk %s: an earlier mirror does not end: %w", c.Target, err)
-			}
-		}
-		if len(strays) == 0 {
-			return nil
-		}
+	if len(strays) == 0 {
+		bare = nil // nothing more is to be asked of them
+	} else {
 		p.log.Warn("copies that libvirt does not know of are ended", "jobs", slices.Collect(maps.Keys(strays)))
-		return p.dom.EndStrayCopies(ctx, bare)
+	}
+	end := func(ctx context.Context) error {
+		if err := p.dom.EndCopies(ctx, mine, bare); err != nil {
+			return fmt.Errorf("earlier mirrors do not end: %w", err)
+		}
+		return nil
 	}
 	if whole && len(strays) == 0 {
 		return end(ctx)

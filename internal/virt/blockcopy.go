@@ -194,10 +194,19 @@ func (d *Domain) EndOrphans(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range mine {
+	return d.EndCopies(ctx, mine, bare)
+}
+
+// EndCopies ends copies that libvirt knows of, and then strays of the disks in bare, if there are any: see SplitCopies,
+// and AbortCopy and EndStrayCopies for what the guest must be.
+func (d *Domain) EndCopies(ctx context.Context, copies []Copy, bare []string) error {
+	for _, c := range copies {
 		if err := d.AbortCopy(ctx, c.Target); err != nil {
 			return err
 		}
+	}
+	if len(bare) == 0 {
+		return nil
 	}
 	return d.EndStrayCopies(ctx, bare)
 }

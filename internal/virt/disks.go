@@ -147,17 +147,8 @@ func (c Copy) Ours() bool { return c.Socket != "" && c.Export == c.Target }
 
 // Copies returns the block copy jobs in the live XML of a domain. It is a pure function.
 func Copies(liveXML string) ([]Copy, error) {
-	d, err := parseDisks(liveXML)
-	if err != nil {
-		return nil, err
-	}
-	var copies []Copy
-	for i := range d {
-		if c, ok := copyOf(&d[i]); ok {
-			copies = append(copies, c)
-		}
-	}
-	return copies, nil
+	copies, _, err := SplitCopies(liveXML, func(Copy) bool { return true })
+	return copies, err
 }
 
 // SplitCopies returns the block copy jobs in the live XML of a domain for which ours is true, and the disks for which
