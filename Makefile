@@ -7,7 +7,7 @@ PKG ?= ./...
 RUN ?= .
 # Packages with labs run one after the other: each lab wants the machine for itself.
 # Vet is a matter of check.
-GOTEST := go run ./test/gotest -count=1 -vet=off -timeout=25m -run='$(RUN)' $(if $(V),-v)
+GOTEST := go run ./test/gotest -count=1 -vet=off -run='$(RUN)' $(if $(V),-v)
 FUZZTIME ?= 10s
 
 .PHONY: help

@@ -36,9 +36,12 @@ const (
 	slowS   = 10
 )
 
-// besideTimeout bounds a package that makes no lab. The slowest takes two minutes; one that hangs is to leave time for
-// the others, and for what it says of itself.
-const besideTimeout = "-timeout=8m"
+// What bounds a package, unless the arguments say otherwise. The slowest that makes no lab takes two minutes: one that
+// hangs is to leave time for the others, and for what it says of itself.
+const (
+	besideTimeout = "-timeout=8m"
+	aloneTimeout  = "-timeout=25m"
+)
 
 // timing is how long a test took.
 type timing struct {
@@ -73,7 +76,7 @@ func main() {
 	}
 	r := &reporter{out: os.Stdout, output: map[string]*strings.Builder{}, verbose: slices.Contains(flags, "-v")}
 	beside, alone := groups(list)
-	err = errors.Join(r.run(slices.Concat(flags, []string{besideTimeout}), beside), r.run(append(flags, "-p=1"), alone))
+	err = errors.Join(r.run(besideTimeout, flags, beside), r.run(aloneTimeout, append(flags, "-p=1"), alone))
 	r.close()
 	if err != nil {
 		os.Exit(1)
@@ -124,11 +127,11 @@ func groups(list string) (beside, alone []string) {
 }
 
 // run runs the tests of packages, if there are any.
-func (r *reporter) run(flags, packages []string) error {
+func (r *reporter) run(timeout string, flags, packages []string) error {
 	if len(packages) == 0 {
 		return nil
 	}
-	cmd := exec.Command("go", slices.Concat([]string{"test", "-json"}, flags, packages)...)
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", timeout}, flags, packages)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
 	if err == nil {
