@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,7 +80,7 @@ func etcdHostLost(p *pair, g *lab.Guest, etcd *lab.Process) (back *lab.Process) 
 	before := p.log(p.B)
 	p.A.PowerOff()
 	if etcd != nil {
-		p.asksInVain(p.B, len(before))
+		p.says(p.B, len(before), "msg=claim ", "verdict=unknown") // it asked, and nothing was decided
 		p.must(p.mayNotRun(p.B, g.Name))
 		var err error
 		back, err = p.StartEtcd(p.step())
@@ -101,17 +102,17 @@ func (p *pair) log(h *lab.Host) string {
 	return string(text)
 }
 
-// asksInVain waits until a daemon says, behind so many bytes of its log, that it
-// asked its arbiter for the right to run and nothing was decided.
-func (p *pair) asksInVain(h *lab.Host, behind int) {
+// says waits until a daemon says something, behind so many bytes of its log: one line
+// with all of the words.
+func (p *pair) says(h *lab.Host, behind int, words ...string) {
 	p.t.Helper()
-	p.eventually("nothing was asked of the arbiter, or it decided", func() error {
+	p.eventually(fmt.Sprintf("%s's daemon does not say %q", h.Name, words), func() error {
 		for line := range strings.Lines(p.log(h)[behind:]) {
-			if strings.Contains(line, "msg=claim ") && strings.Contains(line, "verdict=unknown") {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 				return nil
 			}
 		}
-		return errors.New("no such claim in its log")
+		return errors.New("no such line in its log")
 	})
 }
 

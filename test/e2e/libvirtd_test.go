@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,8 +19,8 @@ func TestLibvirtdAway(t *testing.T) {
 		name string
 		tell func(*pair)
 	}{
-		{"take-over", func(p *pair) { takeOverAway(p, g) }},
-		{"take-over, and the daemon is to stop", func(p *pair) { takeOverStops(p, g) }},
+		{"take-over", func(p *pair) { takeOverAway(p, g, func(int) { p.must(p.B.Libvirtd.Start(p.step())) }) }},
+		{"take-over, and the daemon is to stop", func(p *pair) { takeOverAway(p, g, func(behind int) { stopsMeanwhile(p, behind) }) }},
 		{"resume", func(p *pair) { resumeAway(p, g, func() {}) }},
 		{"resume, by the next daemon", func(p *pair) { resumeAway(p, g, func() { p.must(p.B.Daemon.Stop()) }) }},
 		{"a copy that lost", func(p *pair) { loserAway(p, g) }},
@@ -30,48 +29,29 @@ func TestLibvirtdAway(t *testing.T) {
 	}
 }
 
-// says waits until a daemon says something, behind so many bytes of its log.
-func (p *pair) says(h *lab.Host, behind int, what string) {
-	p.t.Helper()
-	p.eventually(h.Name+"'s daemon does not say that "+what, func() error {
-		if !strings.Contains(p.log(h)[behind:], what) {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-}
-
 // takeOverAway: the guest dies on A when B's libvirtd is not there. B waits for it, with
-// what it keeps of the guest.
-func takeOverAway(p *pair, g *lab.Guest) {
+// what it keeps of the guest. back brings libvirtd back; B's log is known up to behind.
+func takeOverAway(p *pair, g *lab.Guest, back func(behind int)) {
 	p.protect(p.A, g.Name)
 	behind := len(p.log(p.B))
 	p.must(p.B.Libvirtd.Kill())
 	p.killQEMU(p.A, g.Name)
 	p.says(p.B, behind, "could not load the standby")
-	p.must(p.B.Libvirtd.Start(p.step()))
+	back(behind)
 	p.state(p.B, g.Name, "active")
 	p.verified(p.B)
 	p.unprotectTaken(g)
 }
 
-// takeOverStops: so it is when somebody stops B's daemon meanwhile, which has all that
-// is left of the guest.
-func takeOverStops(p *pair, g *lab.Guest) {
-	p.protect(p.A, g.Name)
-	behind := len(p.log(p.B))
-	p.must(p.B.Libvirtd.Kill())
-	p.killQEMU(p.A, g.Name)
-	p.says(p.B, behind, "could not load the standby")
+// stopsMeanwhile: somebody stops B's daemon, which has all that is left of the guest,
+// before libvirtd is back.
+func stopsMeanwhile(p *pair, behind int) {
 	p.must(p.B.Daemon.Process().Signal(syscall.SIGTERM))
 	p.says(p.B, behind, "this daemon stops when")
 	p.must(p.B.Libvirtd.Start(p.step()))
 	p.must(p.B.Daemon.Stop())
 	p.tickFrom(p.B)
 	p.must(p.B.Daemon.Start(p.step()))
-	p.state(p.B, g.Name, "active")
-	p.verified(p.B)
-	p.unprotectTaken(g)
 }
 
 // resumeAway: B's libvirtd goes between the moment in which the standby holds the
